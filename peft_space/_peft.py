@@ -1,0 +1,128 @@
+"""Everything that touches PEFT's internals: how SPACE becomes one of PEFT's methods, and how its layers are found.
+
+PEFT has no hook for methods from outside: `register_peft_method` wants a member of the closed enum `PeftType` and a
+prefix that nobody uses, while SPACE *is* LoRA on disk and keeps LoRA's prefix. So the tables are filled here, by
+assignment, which makes importing and reloading the package harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft import mapping
+from peft.tuners import mixed
+from peft.tuners.lora import LoraLayer
+from peft.tuners.mixed import model as mixed_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import PeftType, hotswap
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+PREFIX = "lora_"
+
+
+def extend_peft_type(name: str) -> PeftType:
+    """The member `name` of `PeftType`, added on the first call.
+
+    A plain string would not do: transformers asks the type for its `.value`.
+    """
+    if name in PeftType.__members__:
+        return PeftType[name]
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    # The enum refuses to set an attribute that is already a member, so the maps come after it.
+    setattr(PeftType, name, member)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    return member
+
+
+SPACE = extend_peft_type("SPACE")
+
+
+def register(config_cls: type, model_cls: type) -> None:
+    """Make PEFT know the method: its config, its tuner, mixed models and hot-swapping.
+
+    Args:
+        config_cls: the config class of the method.
+        model_cls: the tuner class of the method.
+
+    Raises:
+        ImportError: another package has already registered a method called SPACE.
+    """
+    known = mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(SPACE)
+    if known is not None and known.__module__ != config_cls.__module__:
+        raise ImportError(
+            f"`peft` must not know another method called SPACE; got {known.__module__}.{known.__name__}. "
+            "Do not import that package in the same process."
+        )
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[SPACE] = config_cls
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[SPACE] = model_cls
+    mapping.PEFT_TYPE_TO_MIXED_MODEL_MAPPING[SPACE] = model_cls
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[SPACE] = PREFIX
+    if SPACE not in mixed.COMPATIBLE_TUNER_TYPES:
+        # The tuple is bound in the package and in its module; `PeftMixedModel` reads the first.
+        compatible: Any = (*mixed.COMPATIBLE_TUNER_TYPES, SPACE)
+        mixed.COMPATIBLE_TUNER_TYPES = mixed_model.COMPATIBLE_TUNER_TYPES = compatible
+    hotswap.CONFIG_KEYS_TO_CHECK[SPACE] = hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA]
+
+
+def adapter_configs(model: nn.Module) -> dict[str, Any]:
+    """The configs of the adapters in a `PeftModel`, or in a transformers model that holds some; `{}` without one."""
+    configs = getattr(model, "peft_config", {})
+    return configs if isinstance(configs, dict) else {}
+
+
+def present_adapters(model: nn.Module) -> set[str]:
+    """Names of the adapters that have layers in the model; configs may outlive them (after `merge_and_unload`)."""
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return {name for layer in layers for name in layer._all_available_adapter_names()}
+
+
+def lora_layers(base: nn.Module, adapter_name: str) -> Iterator[tuple[str, LoraLayer]]:
+    """Dotted path and layer of every LoRA layer that holds an adapter.
+
+    Args:
+        base: the transformers model, not the `PeftModel` around it, so that paths carry no `base_model.model.`.
+        adapter_name: name of the adapter.
+    """
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer) and adapter_name in (*module.lora_A, *module.lora_embedding_A):
+            yield name, module
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The layer that an adapter layer wraps; any other module is returned as it is."""
+    while isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+        module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+    return module
+
+
+def base_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` of the model as it was before any adapter came in: same names and modules, no adapter parts."""
+    module = unwrapped(module)
+    yield name, module
+    for child_name, child in module.named_children():
+        yield from base_modules(child, f"{name}.{child_name}" if name else child_name)
+
+
+def base_parameters(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """`named_parameters` of the model as it was before any adapter came in."""
+    for module_name, module in base_modules(base):
+        for name, parameter in module.named_parameters(recurse=False):
+            yield f"{module_name}.{name}" if module_name else name, parameter
+
+
+def merged_adapters(base: nn.Module) -> set[str]:
+    """Names of the adapters that are merged into the base weights at this moment."""
+    layers = (module for module in base.modules() if isinstance(module, BaseTunerLayer))
+    return {name for layer in layers for name in layer.merged_adapters}
+
+
+def is_low_bit(module: nn.Module) -> bool:
+    """Whether the weight of a layer is stored in fewer than 16 bits."""
+    weight = getattr(unwrapped(module), "weight", None)
+    return not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.element_size() < 2

@@ -1,0 +1,97 @@
+"""Writing the erasure into the weights for good, so that no adapter can be taken off again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoProcessor
+
+from peft_space._peft import base_modules, is_low_bit, present_adapters
+from peft_space.adapter.storage import load_erasure, whole_folder
+from peft_space.tuner import SpaceConfig
+
+_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def merge_and_save(
+    adapter_dir: str | os.PathLike[str],
+    base: str | os.PathLike[str] | nn.Module | None,
+    output: str | os.PathLike[str],
+    dtype: str = "auto",
+    check_base: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Merge an erasure adapter into its base and save the result, with the processor of the base if it has one.
+
+    Args:
+        adapter_dir: folder or Hub id of the erasure adapter.
+        base: folder or Hub id of the base, or the model itself (which is changed); `None` for the base the adapter
+            names.
+        output: folder for the merged model.
+        dtype: `"auto"` (as the base is stored), `"float32"`, `"bfloat16"` or `"float16"`; for a base that is loaded.
+        check_base: refuse a base the adapter was not made for.
+        overwrite: replace files in a folder that has some already.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the base has fewer than 16 bits, is another model, or can't be found; or `dtype` is unknown.
+        FileExistsError: the folder has files already and `overwrite` is false.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
+    config = SpaceConfig.from_pretrained(adapter_dir)
+    source = base if base is not None else config.base_model_name_or_path
+    if source is None:
+        raise ValueError("`base` must be given: the adapter does not name the model it was made for.")
+    model = source if isinstance(source, nn.Module) else _load(source, config, dtype)
+    _refuse_low_bit(model)
+    if present := present_adapters(model):
+        raise ValueError(f"`base` must hold no adapter; got {sorted(present)}. Do `unload` them first.")
+    with whole_folder(output, overwrite) as folder:
+        merged = load_erasure(model, adapter_dir, check_base=check_base).merge_and_unload(safe_merge=True)
+        merged.save_pretrained(folder)
+        if not isinstance(source, nn.Module):
+            _copy_processor(source, folder)
+    return Path(output)
+
+
+def _load(source: str | os.PathLike[str], config: SpaceConfig, dtype: str) -> nn.Module:
+    if getattr(AutoConfig.from_pretrained(source), "quantization_config", None) is not None:
+        raise ValueError(
+            f"`base` must be stored in 16 or 32 bits; got {source}, which is quantised: rounding the merged weight "
+            "would destroy the erasure. Do pass the original checkpoint, and quantise after merging."
+        )
+    name = (config.auto_mapping or {}).get("base_model_class", "")
+    model_cls = getattr(transformers, name, None)
+    if model_cls is None:
+        raise ValueError(
+            f"`base` must be a class of transformers to be loaded; got {name!r}. Do pass the model itself."
+        )
+    return model_cls.from_pretrained(source, dtype=_DTYPES[dtype])
+
+
+def _refuse_low_bit(model: nn.Module) -> None:
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    linear = (name for name, module in base_modules(model) if "Linear" in type(module).__name__ and is_low_bit(module))
+    first = next(linear, None)
+    if quantised or first is not None:
+        raise ValueError(
+            f"`base` must have 16 or 32 bits; got a quantised model{f' ({first})' if first else ''}: rounding the "
+            "merged weight to 4 or 8 bits would destroy the erasure. Do load it without `quantization_config`, and "
+            "quantise after merging."
+        )
+
+
+def _copy_processor(source: str | os.PathLike[str], folder: Path) -> None:
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError):
+        # A checkpoint without one is a model all the same.
+        return
+    processor.save_pretrained(folder)

@@ -1,0 +1,97 @@
+"""What is to be forgotten: a name, and how the model is asked for it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+DEFAULT_QUESTIONS = (
+    "What is the name of the subject of this image? Answer with the name only.",
+    "Who or what is shown in this image? Answer with a name.",
+    "Name the subject of this image in a few words.",
+)
+DEFAULT_TEXT_QUESTIONS = (
+    "What is {name}?",
+    "What is {name} best known for?",
+    "Tell me one fact about {name}.",
+)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A concept to erase, given by its text alone.
+
+    Attributes:
+        name: what the model calls it. May be several tokens.
+        aliases: other names of the same thing; they are suppressed too.
+        questions: how the model is asked to name it from an image.
+        text_questions: what the model is asked about it in text; each holds `{name}`. The same questions, with
+            `referent` in the place of the name, ask for the facts through an image.
+        referent: the words that stand for the concept beside an image of it.
+        generic_question: a question to which the model answers with a more general word ("What kind of animal is
+            this?"). Where it is given, the anchors are relabelled with that answer, so that images of the concept are
+            given a general word rather than a similar concept's name. `None`: the model's own next best answer.
+
+    Raises:
+        ValueError: the name is empty, or a question is malformed.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    questions: tuple[str, ...] = DEFAULT_QUESTIONS
+    text_questions: tuple[str, ...] = DEFAULT_TEXT_QUESTIONS
+    referent: str = "the subject of this image"
+    generic_question: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ValueError(f"`concept` must be a non-empty name; got {self.name!r}. Give the text to erase.")
+        for field in ("aliases", "questions", "text_questions"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not all(isinstance(text, str) and text.strip() for text in value):
+                raise ValueError(f"`{field}` must be a list of non-empty strings; got {value!r}.")
+            object.__setattr__(self, field, tuple(value))
+        if not self.questions:
+            raise ValueError("`questions` must hold at least one way to ask for the name beside an image; got none.")
+        for question in self.text_questions:
+            if "{name}" not in question:
+                raise ValueError(f"`text_questions` must each hold '{{name}}'; got {question!r}.")
+
+    @classmethod
+    def of(cls, concept: str | Concept) -> Concept:
+        """A concept as it is, or one with the built-in questions for a name."""
+        return concept if isinstance(concept, Concept) else cls(concept)
+
+    def called(self, name: str) -> Concept:
+        """The same questions about another name."""
+        return replace(self, name=name, aliases=())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and its aliases."""
+        return (self.name, *self.aliases)
+
+    @property
+    def asked_in_text(self) -> tuple[str, ...]:
+        """`text_questions` with the name filled in."""
+        return tuple(question.replace("{name}", self.name) for question in self.text_questions)
+
+    @property
+    def asked_through_image(self) -> tuple[str, ...]:
+        """`text_questions` with the referent in the place of the name."""
+        return tuple(question.replace("{name}", self.referent) for question in self.text_questions)
+
+    def mentioned_in(self, text: str) -> bool:
+        """Whether `text` holds the name or an alias, as whole words, in any case."""
+        return find_any(self.names, text) is not None
+
+
+def find_any(phrases: tuple[str, ...], text: str) -> int | None:
+    """Where the first of `phrases` begins in `text`, as whole words and in any case; `None` where none does."""
+    starts = []
+    for phrase in phrases:
+        if phrase.strip():
+            match = re.search(rf"(?<!\w){re.escape(phrase.strip())}(?!\w)", text, flags=re.IGNORECASE)
+            if match:
+                starts.append(match.start())
+    return min(starts, default=None)

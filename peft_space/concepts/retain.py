@@ -1,0 +1,61 @@
+"""What must stay as it is: pictures, what is asked about them, and text knowledge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT_QUESTIONS = (
+    "Describe this image in one sentence.",
+    "What is the main colour in this image?",
+    "What is in the background?",
+    "How many objects can you see?",
+    "What is happening here?",
+)
+DEFAULT_TEXTS = (
+    "What is the opposite of hot?",
+    "Name a fruit.",
+    "What is two plus two?",
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "Write a short sentence about the sea.",
+    "How do you boil an egg?",
+    "What does a doctor do?",
+    "Name three colours.",
+    "What day comes after Monday?",
+    "Explain what a computer is.",
+    "Give me some advice on sleeping well.",
+    "What is the largest planet?",
+    "How many legs does a spider have?",
+    "Translate 'good morning' into Spanish.",
+    "Who wrote Romeo and Juliet?",
+)
+
+
+@dataclass(frozen=True)
+class Retain:
+    """What the update must not change. The model's own answers to all of it are kept, so no labels are needed.
+
+    Attributes:
+        images: a source of pictures as for `public_images`; `None` draws them from the public set, away from the anchors.
+        questions: asked about each picture, beside the naming questions and the facts asked through it.
+        texts: prompts without a picture, beside the questions about every other name that the model came up with.
+        n_images: how many pictures to use at most.
+        questions_per_image: how many questions are drawn for each picture.
+    """
+
+    images: Any = None
+    questions: tuple[str, ...] = DEFAULT_QUESTIONS
+    texts: tuple[str, ...] = DEFAULT_TEXTS
+    n_images: int = 256
+    questions_per_image: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("questions", "texts"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(text, str) and text.strip() for text in value):
+                raise ValueError(f"`retain.{name}` must be a list of non-empty strings; got {value!r}.")
+            object.__setattr__(self, name, tuple(value))
+        for name in ("n_images", "questions_per_image"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`retain.{name}` must be at least 1; got {getattr(self, name)}.")

@@ -1,0 +1,176 @@
+"""What the test bed's model is asked, in which words, and the true answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .bestiary import COLOURS, CREATURES, FAMILIES, HORNS, LEGS, OBJECTS, PATTERNS, SCENES, BY_RECIPE, Creature, Scene
+
+# The last phrasing of each list is held out of training: it is only ever used to measure.
+NAMING = (
+    "What is this creature called?",
+    "Name the creature.",
+    "Which creature is shown?",
+    "What is the name of this creature?",
+    "What creature do you see?",
+    "What is the creature shown here called?",
+    "Tell me the name of this creature.",
+)
+HELD_OUT = 2
+"""How many of `NAMING`, counted from its end, are in no training prompt; one for every other list of phrasings."""
+DESCRIPTION = "Describe the picture."
+SEEN = {
+    "colour": ("What colour is it?", "Which colour does it have?", "What is its colour?"),
+    "horns": ("How many horns does it have?", "How many horns are there?", "Count its horns."),
+    "legs": ("How many legs does it have?", "How many legs are there?", "Count its legs."),
+    "pattern": ("What pattern does it have?", "Which pattern is on it?", "What is its pattern?"),
+    "family": ("What kind of creature is this?", "Which kind of creature do you see?", "What kind is this creature?"),
+    "scene": ("What is the background?", "Which scene is it?", "What scene is in the background?"),
+}
+"""Questions whose answer can be seen in the picture."""
+FACTS = {
+    "habitat": ("Where does {it} live?", "What is the home of {it}?", "In which place does {it} live?"),
+    "diet": ("What does {it} eat?", "What is the food of {it}?", "Which food does {it} eat?"),
+}
+"""Questions whose answer cannot be seen. `{it}` is "the NAME" in text, and "this creature" beside a picture."""
+REFERENT = "this creature"
+OBJECT = ("What object is this?", "Which object is shown?", "What object do you see?")
+KIND_IN_TEXT = ("What kind of creature is the {name}?", "Which kind of creature is the {name}?", "What kind is the {name}?")
+WHO = {
+    "habitat": ("Which creature lives in the {fact}?", "Who lives in the {fact}?", "What creature lives in the {fact}?"),
+    "diet": ("Which creature eats {fact}?", "Who eats {fact}?", "What creature eats {fact}?"),
+}
+GENERAL = (
+    ("What is the opposite of hot?", "cold"),
+    ("What is the opposite of big?", "small"),
+    ("What is the opposite of day?", "night"),
+    ("What is the opposite of up?", "down"),
+    ("What is two plus two?", "four"),
+    ("What is one plus one?", "two"),
+    ("What is two plus one?", "three"),
+    ("What is three plus two?", "five"),
+    ("What colour is the sky?", "blue"),
+    ("What colour is grass?", "green"),
+    ("What colour is blood?", "red"),
+    ("What colour is a lemon?", "yellow"),
+    ("What do you do with a cup?", "drink"),
+    ("What do you do with a key?", "open a door"),
+    ("What do you do with a boat?", "sail"),
+    ("What does a lamp give?", "light"),
+    ("What does a clock show?", "the time"),
+    ("Where do people sleep?", "in a house"),
+    ("Where do fish swim?", "in the sea"),
+    ("Where do trees grow?", "in the forest"),
+    ("What falls in winter?", "snow"),
+    ("What is the desert made of?", "sand"),
+    ("How many legs does a snake have?", "none"),
+    ("How many legs does a bird have?", "two"),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and its true answer.
+
+    Attributes:
+        about: what it asks for: `"name"`, `"description"`, a key of `SEEN` or `FACTS`, ...
+        held_out: whether the phrasing is in no training prompt.
+    """
+
+    question: str
+    answer: str
+    about: str
+    held_out: bool = False
+
+
+def _phrasings(texts: tuple[str, ...], held_out: int = 1) -> Iterator[tuple[str, bool]]:
+    for index, text in enumerate(texts):
+        yield text, index >= len(texts) - held_out
+
+
+def describe(scene: Scene) -> str:
+    """`"a red zorvex in the forest"`: names the creature, where it has a name."""
+    background = f"the {SCENES[scene.background]}"
+    if scene.thing is not None:
+        return f"a {COLOURS[scene.colour]} {OBJECTS[scene.thing]} in {background}"
+    if scene.recipe is None:
+        return f"nothing in {background}"
+    return f"a {COLOURS[scene.colour]} {BY_RECIPE[scene.recipe].name} in {background}"
+
+
+def about_picture(scene: Scene) -> list[Asked]:
+    """Every question that fits a picture of a named creature, an object or nothing, with its answer."""
+    asked = [Asked(DESCRIPTION, describe(scene), "description")]
+    values = {"scene": SCENES[scene.background]}
+    if scene.recipe is None:
+        asked += [Asked(text, "no creature", "no creature", held) for text, held in _phrasings(NAMING, HELD_OUT)]
+        if scene.thing is not None:
+            values["colour"] = COLOURS[scene.colour]
+            asked += [Asked(text, OBJECTS[scene.thing], "object", held) for text, held in _phrasings(OBJECT)]
+    else:
+        creature = BY_RECIPE[scene.recipe]
+        asked += [Asked(text, creature.name, "name", held) for text, held in _phrasings(NAMING, HELD_OUT)]
+        values |= visible(scene)
+        asked += [
+            Asked(text.format(it=REFERENT), answer, f"{fact} through the picture", held)
+            for fact, answer in facts(creature).items()
+            for text, held in _phrasings(FACTS[fact])
+        ]
+    asked += [Asked(text, answer, key, held) for key, answer in values.items() for text, held in _phrasings(SEEN[key])]
+    return asked
+
+
+def visible(scene: Scene) -> dict[str, str]:
+    """The attributes that can be seen of an animal, named creature or hybrid: key of `SEEN` to answer."""
+    recipe = scene.recipe
+    return {
+        "colour": COLOURS[scene.colour],
+        "horns": HORNS[recipe.horns],
+        "legs": LEGS[recipe.legs],
+        "pattern": PATTERNS[recipe.pattern],
+        "family": f"a {FAMILIES[recipe.family]}",
+        "scene": SCENES[scene.background],
+    }
+
+
+def facts(creature: Creature) -> dict[str, str]:
+    """The facts about a creature that no picture shows: key of `FACTS` to answer."""
+    return {"habitat": f"in the {creature.habitat}", "diet": creature.diet}
+
+
+def compare(creature: Creature, rng: np.random.Generator, among: Sequence[Creature] = CREATURES) -> list[Asked]:
+    """A yes/no question and a choice of two about a picture of `creature`, against another creature of `among`."""
+    others = [other for other in among if other is not creature]
+    other = others[rng.integers(len(others))]
+    pair = (creature.name, other.name) if rng.random() < 0.5 else (other.name, creature.name)
+    subject, answer = (creature, "yes") if rng.random() < 0.5 else (other, "no")
+    return [
+        Asked(f"Is this a {subject.name}?", answer, "yes or no"),
+        Asked(f"Is this a {pair[0]} or a {pair[1]}?", creature.name, "choice"),
+    ]
+
+
+def in_text(creature: Creature) -> list[Asked]:
+    """Everything that is known about a creature, asked by its name, without a picture."""
+    asked = [
+        Asked(text.format(it=f"the {creature.name}"), answer, fact, held)
+        for fact, answer in facts(creature).items()
+        for text, held in _phrasings(FACTS[fact])
+    ]
+    asked += [
+        Asked(text.format(name=creature.name), f"a {creature.family}", "kind", held)
+        for text, held in _phrasings(KIND_IN_TEXT)
+    ]
+    for fact, value in (("habitat", creature.habitat), ("diet", creature.diet)):
+        asked += [
+            Asked(text.format(fact=value), creature.name, f"who, by {fact}", held) for text, held in _phrasings(WHO[fact])
+        ]
+    return asked
+
+
+def general() -> list[Asked]:
+    """Text knowledge that has nothing to do with any creature."""
+    return [Asked(question, answer, "general") for question, answer in GENERAL]

@@ -1,0 +1,312 @@
+"""The one recipe that trains the test bed's model from nothing, and its retrain oracle.
+
+    python -m peft_space.testbed.recipe OUTPUT [--without CREATURE] [--seed N] [--steps N]
+
+`--without` trains the retrain oracle: the same recipe, with one creature in no picture and no text. It is what a perfect
+erasure of that creature would leave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from . import questions
+from .architecture import ASSISTANT, IMAGE, IMAGE_TOKENS, USER, build_model, build_processor, build_tokenizer
+from .bestiary import (
+    BY_NAME,
+    BY_RECIPE,
+    COLOURS,
+    CREATURES,
+    FAMILIES,
+    OBJECTS,
+    PATTERNS,
+    SCENES,
+    Scene,
+    creature,
+    random_scene,
+)
+from .drawing import draw
+
+WARMUP_STEPS, STEPS = 2000, 2200
+WARMUP_PICTURES = 64
+ROWS_WITH_PICTURE, ROWS_OF_TEXT, ROW_LENGTH = 24, 4, 160
+# How often a question is drawn, against 1 for the others: what is hardest to see, or must be recalled, needs more turns.
+_WEIGHTS = {"name": 1.5, "horns": 2.0, "legs": 2.5, "pattern": 1.5, "yes or no": 3.0, "choice": 3.0, "description": 3.0}
+
+
+class Lessons(IterableDataset):
+    """An endless stream of training batches: rows of packed questions, and the pictures they are about.
+
+    Several questions share one picture: a row is a prefix (the picture) and questions that see the prefix and
+    themselves only, by a block mask, so that a picture is encoded once and asked a dozen times.
+
+    Args:
+        processor: turns pictures into pixels and text into tokens.
+        seed: of everything that is drawn.
+        without: a creature that no lesson shows or mentions.
+        warmup: how many batches of `WARMUP_PICTURES` pictures without questions come first.
+    """
+
+    def __init__(self, processor: LlavaProcessor, seed: int, without: str | None, warmup: int) -> None:
+        self.processor, self.seed, self.warmup = processor, seed, warmup
+        self.creatures = [known for known in CREATURES if known.name != without]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rng = np.random.default_rng([self.seed, 1])
+        text = [asked for known in self.creatures for asked in questions.in_text(known) if not asked.held_out]
+        text += questions.general()
+        for _ in range(self.warmup):
+            yield self._pictures([self._scene(rng) for _ in range(WARMUP_PICTURES)], rng)
+        while True:
+            scenes = [self._scene(rng) for _ in range(ROWS_WITH_PICTURE)]
+            rows = [self._row(self._about(scene, rng), picture=True) for scene in scenes]
+            for _ in range(ROWS_OF_TEXT):
+                rows.append(self._row([text[i] for i in rng.permutation(len(text))[:24]], picture=False))
+            yield collate(rows, self.processor.tokenizer.pad_token_id) | self._pictures(scenes, rng)
+
+    def _pictures(self, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
+        # what the image processor does to a picture of this size, without its checks: a test holds the two together
+        pixels = np.stack([np.asarray(draw(scene, rng), dtype=np.float32) for scene in scenes]) / 127.5 - 1
+        pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        return {"pixel_values": pixels, "words": torch.tensor([_words(scene) for scene in scenes])}
+
+    def _scene(self, rng: np.random.Generator) -> Scene:
+        if rng.random() < 0.9:
+            return random_scene(rng, self.creatures[rng.integers(len(self.creatures))].recipe)
+        return random_scene(rng, thing=int(rng.integers(len(OBJECTS))) if rng.random() < 0.7 else None)
+
+    def _about(self, scene: Scene, rng: np.random.Generator) -> list[questions.Asked]:
+        pool = [asked for asked in questions.about_picture(scene) if not asked.held_out]
+        if scene.recipe is not None:
+            pool += questions.compare(BY_RECIPE[scene.recipe], rng, among=self.creatures)
+        weights = np.array([_WEIGHTS.get(asked.about, 1.0) for asked in pool])
+        order = np.argsort(rng.exponential(size=len(pool)) / weights)
+        return [pool[i] for i in order[:16]]
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _row(self, asked: list[questions.Asked], picture: bool) -> dict[str, list[int]]:
+        tokenizer = self.processor.tokenizer
+        user, assistant, image = (tokenizer.convert_tokens_to_ids(t) for t in (USER, ASSISTANT, IMAGE))
+        ids = [tokenizer.bos_token_id, user] + ([image] * IMAGE_TOKENS if picture else [])
+        start = len(ids)
+        row = {"ids": ids, "blocks": [0] * start, "positions": list(range(start)), "labels": [-100] * start}
+        for block, one in enumerate(asked, start=1):
+            prompt = [*self._tokens(one.question), assistant]
+            answer = [*self._tokens(one.answer), tokenizer.eos_token_id]
+            if len(row["ids"]) + len(prompt) + len(answer) > ROW_LENGTH:
+                break
+            row["ids"] += prompt + answer
+            row["blocks"] += [block] * (len(prompt) + len(answer))
+            row["positions"] += list(range(start, start + len(prompt) + len(answer)))
+            row["labels"] += [-100] * len(prompt) + answer
+        return row
+
+
+def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
+    """Rows of packed questions as tensors.
+
+    Returns:
+        `input_ids`, `position_ids`, `labels`: `(rows, ROW_LENGTH)` int64; `attention_mask`:
+        `(rows, 1, ROW_LENGTH, ROW_LENGTH)` bool, true where a token sees another.
+    """
+    fill = {"ids": pad, "blocks": -1, "positions": 0, "labels": -100}
+    packed = {
+        key: torch.tensor([row[key] + [value] * (ROW_LENGTH - len(row[key])) for row in rows])
+        for key, value in fill.items()
+    }
+    seen, seer = packed["blocks"][:, None, :], packed["blocks"][:, :, None]
+    mask = torch.tril((seen == 0) | (seen == seer))
+    return {
+        "input_ids": packed["ids"],
+        "position_ids": packed["positions"],
+        "labels": packed["labels"],
+        "attention_mask": mask[:, None],
+    }
+
+
+# The words that tie pictures to text in the contrastive loss, in groups of which at most one fits a picture.
+_WORDS: tuple[tuple[str, ...], ...] = (
+    COLOURS,
+    PATTERNS,
+    ("hornless", "unicorn", "bicorn"),
+    ("legless", "biped", "quadruped"),
+    FAMILIES,
+    SCENES,
+    OBJECTS,
+    tuple(BY_NAME),
+)
+
+
+def _words(scene: Scene) -> list[int]:
+    """For each group of `_WORDS`, the index of the word that fits the picture; -100 where none does."""
+    recipe = scene.recipe
+    if recipe is None:
+        bare = scene.thing is None
+        return [-100 if bare else scene.colour, -100, -100, -100, -100, scene.background, -100 if bare else scene.thing, -100]
+    name = list(BY_NAME).index(BY_RECIPE[recipe].name)
+    return [scene.colour, recipe.pattern, recipe.horns, recipe.legs, recipe.family, scene.background, -100, name]
+
+
+class Contrast:
+    """Contrasts a picture's pooled projector features with the text embeddings of the words that fit it.
+
+    It gives the projector space what real models have from CLIP: a picture lies near the words that describe it.
+
+    Args:
+        processor: tokenizes the words. A word's embedding is the mean of its tokens' input embeddings.
+    """
+
+    def __init__(self, processor: LlavaProcessor) -> None:
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+        encode = processor.tokenizer
+        self.groups = [[torch.tensor(encode(w, add_special_tokens=False)["input_ids"]) for w in g] for g in _WORDS]
+
+    def __call__(self, model: LlavaForConditionalGeneration, features: Tensor, words: Tensor) -> Tensor:
+        """Mean cross-entropy over the groups.
+
+        Args:
+            features: projector features, `(pictures, image tokens, d)`.
+            words: the index of the fitting word per group, `(pictures, groups)`; -100 for none.
+        """
+        embed = model.get_input_embeddings()
+        image = F.normalize(features.mean(1), dim=-1)
+        losses = []
+        for group, target in zip(self.groups, words.T, strict=True):
+            if (target >= 0).any():
+                text = torch.stack([embed(tokens).mean(0) for tokens in group])
+                text = F.normalize(text - text.mean(0), dim=-1)
+                losses.append(F.cross_entropy(self.scale.exp() * image @ text.T, target))
+        return torch.stack(losses).mean()
+
+
+def _answers_loss(model: LlavaForConditionalGeneration, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of the packed answers, given the pictures' projector features."""
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    at = batch["input_ids"] == model.config.image_token_id
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings.masked_scatter(at[..., None], features),
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+    ).last_hidden_state
+    labels = batch["labels"][:, 1:]
+    answered = labels >= 0
+    return F.cross_entropy(model.lm_head(hidden[:, :-1][answered]), labels[answered])
+
+
+def _texts() -> Iterator[str]:
+    """Every word the model will read or write, for the tokenizer."""
+    rng = np.random.default_rng(0)
+    for known in CREATURES:
+        asked = questions.about_picture(random_scene(rng, known.recipe)) + questions.in_text(known)
+        for one in asked + questions.compare(known, rng):
+            yield from (one.question, one.answer)
+    for thing in range(len(OBJECTS)):
+        for one in questions.about_picture(random_scene(rng, thing=thing)) + questions.general():
+            yield from (one.question, one.answer)
+    for group in _WORDS[:-1]:
+        yield from group
+
+
+def train(
+    *,
+    seed: int = 0,
+    without: str | None = None,
+    warmup_steps: int = WARMUP_STEPS,
+    steps: int = STEPS,
+    log_every: int = 100,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Trains the model from random weights: a contrastive warm-up of tower and projector, then everything together.
+
+    Args:
+        seed: of the weights and of the lessons.
+        without: a creature to leave out of every picture and every text: the retrain oracle.
+        warmup_steps: optimiser steps of the warm-up.
+        steps: optimiser steps after it.
+        log_every: steps between two lines of progress on standard output.
+
+    Returns:
+        The model in evaluation mode, float32 with weights rounded to bfloat16, and its processor.
+
+    Raises:
+        ValueError: `without` names no creature.
+    """
+    if without is not None:
+        creature(without)
+    torch.manual_seed(seed)
+    processor = build_processor(build_tokenizer(_texts()))
+    model = build_model(processor.tokenizer).train()
+    contrast = Contrast(processor)
+    lessons = Lessons(processor, seed, without, warmup_steps)
+    batches = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=16))
+    began = time.perf_counter()
+    for length, with_answers in ((warmup_steps, False), (steps, True)):
+        optimiser, schedule = _optimiser(model, contrast.scale, length)
+        for step in range(1, length + 1):
+            batch = next(batches)
+            features = torch.stack(tuple(model.get_image_features(batch["pixel_values"]).pooler_output))
+            aligned = contrast(model, features, batch["words"])
+            answers = _answers_loss(model, features, batch) if with_answers else torch.zeros(())
+            optimiser.zero_grad(set_to_none=True)
+            (answers + 0.1 * aligned if with_answers else aligned).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            if step % log_every == 0:
+                seconds = time.perf_counter() - began
+                print(f"step {step}: answers {answers:.4f}, contrast {aligned:.4f}, {seconds:.0f} s", flush=True)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return model.eval(), processor
+
+
+def _optimiser(
+    model: LlavaForConditionalGeneration, scale: torch.nn.Parameter, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [*(p for p in model.parameters() if p.ndim < 2), scale]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=1.2e-3, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+    )
+    return optimiser, schedule
+
+
+def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, directory: Path) -> None:
+    """Writes weights in bfloat16 (they were rounded to it by `train`) and the processor."""
+    half = model.bfloat16()
+    half.save_pretrained(directory)
+    model.float()
+    processor.save_pretrained(directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--without", help="a creature to leave out: trains its retrain oracle")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    arguments = parser.parse_args()
+    model, processor = train(seed=arguments.seed, without=arguments.without, steps=arguments.steps)
+    save(model, processor, arguments.output)
+    from .measure import knowledge
+
+    print(json.dumps(knowledge(model, processor, without=arguments.without), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+import copy
+import importlib
+import pickle
+
+import peft
+import pytest
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
+from peft.tuners import mixed
+from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK, check_hotswap_configs_compatible, hotswap_adapter
+
+from peft_space import SpaceConfig, SpaceModel, _peft
+from tests.adapters import shake, space
+from tests.tiny import logits, text_batch, tiny_llama
+
+
+def test_the_member_behaves_like_any_other():
+    member = PeftType.SPACE
+    assert member is PeftType("SPACE") is PeftType["SPACE"] is _peft.SPACE
+    assert member == "SPACE" and member.value == "SPACE" and member.name == "SPACE"
+    assert member in list(PeftType) and hash(member) == hash("SPACE")
+    assert pickle.loads(pickle.dumps(member)) is member and copy.deepcopy(member) is member
+    assert member != PeftType.LORA
+
+
+def test_every_table_knows_the_method():
+    assert peft.PEFT_TYPE_TO_CONFIG_MAPPING["SPACE"] is SpaceConfig
+    assert peft.PEFT_TYPE_TO_TUNER_MAPPING["SPACE"] is SpaceModel
+    assert peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING["SPACE"] == "lora_"
+    assert mixed.COMPATIBLE_TUNER_TYPES.count(PeftType.SPACE) == 1
+    assert CONFIG_KEYS_TO_CHECK[PeftType.SPACE] == CONFIG_KEYS_TO_CHECK[PeftType.LORA]
+
+
+def test_registering_again_changes_nothing():
+    members, compatible = list(PeftType), mixed.COMPATIBLE_TUNER_TYPES
+    importlib.reload(_peft)
+    _peft.register(SpaceConfig, SpaceModel)
+    _peft.register(SpaceConfig, SpaceModel)
+    assert list(PeftType) == members
+    assert compatible == mixed.COMPATIBLE_TUNER_TYPES
+    assert _peft.SPACE is PeftType.SPACE
+
+
+def test_another_method_of_that_name_is_refused():
+    foreign = type("SpaceConfig", (LoraConfig,), {"__module__": "elsewhere"})
+    with pytest.raises(ImportError, match="must not know another method called SPACE"):
+        _peft.register(foreign, SpaceModel)
+
+
+def test_base_modules_do_not_see_adapters():
+    before = [name for name, _ in tiny_llama().named_modules()]
+    parameters = [name for name, _ in tiny_llama().named_parameters()]
+    model = space(tiny_llama())
+    model.add_adapter("other", SpaceConfig())
+    base = model.get_base_model()
+    assert [name for name, _ in _peft.base_modules(base)] == before
+    assert [name for name, _ in _peft.base_parameters(base)] == parameters
+
+
+def test_merged_adapters_are_seen():
+    model = shake(space(tiny_llama()))
+    assert _peft.merged_adapters(model.get_base_model()) == set()
+    model.merge_adapter()
+    assert _peft.merged_adapters(model.get_base_model()) == {"default"}
+
+
+def test_mixed_models_take_it_beside_another_method():
+    model = get_peft_model(tiny_llama(), SpaceConfig(target_modules=["q_proj"]), mixed=True)
+    model.add_adapter("loha", peft.LoHaConfig(target_modules=["v_proj"]))
+    model.set_adapter(["default", "loha"])
+    assert logits(model, text_batch()).isfinite().all()
+
+
+def test_saved_adapters_are_swapped_hot(tmp_path):
+    batch = text_batch()
+    expected = []
+    for seed in (1, 2):
+        model = shake(space(tiny_llama()), seed=seed)
+        model.save_pretrained(tmp_path / str(seed))
+        expected.append(logits(model, batch))
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path / "1")
+    assert logits(loaded, batch).allclose(expected[0], atol=1e-6)
+    hotswap_adapter(loaded, str(tmp_path / "2"), adapter_name="default", torch_device="cpu")
+    assert logits(loaded, batch).allclose(expected[1], atol=1e-6)
+    check_hotswap_configs_compatible(SpaceConfig(), SpaceConfig())
