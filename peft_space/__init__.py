@@ -1,17 +1,37 @@
 """Erase a concept from a multimodal model by its name. Importing the package registers SPACE with PEFT."""
 
-from peft_space.adapter import base_fingerprint, load_erasure, merge_and_save, save_erasure_adapter
-from peft_space.tuner import SpaceConfig, SpaceModel, attach_subspace, bake, has_subspace, targeted_modules
+from .adapter import base_fingerprint, load_erasure, merge_and_save, save_erasure_adapter
+from .anchors import Anchors, select_anchors
+from .concepts import Concept, PublicImages, Retain, load_public_images
+from .erasure import ErasureResult, erase
+from .subspace import LeakReport, RetainedSubspace, fit_retained_subspace, leak, leak_between
+from .training import SpaceTrainer, SpaceTrainingArguments
+from .tuner import SpaceConfig, SpaceModel, attach_subspace, bake, has_subspace, targeted_modules
 
 __all__ = [
+    "Anchors",
+    "Concept",
+    "ErasureResult",
+    "LeakReport",
+    "PublicImages",
+    "Retain",
+    "RetainedSubspace",
     "SpaceConfig",
     "SpaceModel",
+    "SpaceTrainer",
+    "SpaceTrainingArguments",
     "attach_subspace",
     "bake",
     "base_fingerprint",
+    "erase",
+    "fit_retained_subspace",
     "has_subspace",
+    "leak",
+    "leak_between",
     "load_erasure",
+    "load_public_images",
     "merge_and_save",
     "save_erasure_adapter",
+    "select_anchors",
     "targeted_modules",
 ]

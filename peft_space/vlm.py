@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .progress import advance
+
 PADDING, IMAGE, TEXT, TEXT_ONLY = range(4)
 """Kinds of token: padding, an image token, text beside an image, and text of a prompt that holds no image."""
 
@@ -188,13 +190,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _batches(prompts: Sequence[Prompt], size: int) -> Iterator[list[int]]:
-    """Indices of prompts that can share a batch: with and without a picture apart, similar lengths together."""
+def prompt_batches(prompts: Sequence[Prompt], size: int, doing: str = "") -> Iterator[list[int]]:
+    """Indices of prompts that can share a batch: with and without a picture apart, similar lengths together.
+
+    Args:
+        doing: what is done with them, for the progress display.
+    """
+    done = 0
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].image is None, len(prompts[i].question)))
     for with_image in (True, False):
         kind = [i for i in order if (prompts[i].image is not None) is with_image]
         for start in range(0, len(kind), size):
+            advance(doing, done, len(prompts))
             yield kind[start : start + size]
+            done += len(kind[start : start + size])
 
 
 def to_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,7 +222,7 @@ def generate(
     """
     answers = [""] * len(prompts)
     with evaluating(model):
-        for indices in _batches(prompts, batch_size):
+        for indices in prompt_batches(prompts, batch_size, "answers"):
             batch = to_device(model, encode(processor, [prompts[i] for i in indices]))
             out = base_of(model).generate(
                 **batch,
@@ -237,7 +246,7 @@ def log_likelihood(
     """
     scores = torch.zeros(len(prompts))
     with evaluating(model):
-        for indices in _batches(prompts, batch_size):
+        for indices in prompt_batches(prompts, batch_size, "likelihood"):
             asked = [prompts[i] for i in indices]
             told = [answer_tokens(processor, p, answers[i], end=False) for p, i in zip(asked, indices, strict=True)]
             batch = to_device(model, append(encode(processor, asked), told, processor.tokenizer.pad_token_id))
@@ -268,6 +277,7 @@ def image_features(
     pooled = []
     with evaluating(model):
         for start in range(0, len(images), batch_size):
+            advance("image features", start, len(images))
             batch = to_device(model, processor.image_processor(images[start : start + batch_size], return_tensors="pt"))
             out = base_of(model).get_image_features(**batch).pooler_output
             pooled += [tokens.reshape(-1, tokens.shape[-1]).float().mean(0).cpu() for tokens in out]

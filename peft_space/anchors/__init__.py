@@ -1,0 +1,21 @@
+"""TPAS: the public images that the model ties to the concept, and the answers they are trained with."""
+
+from .answers import suppressed_answers
+from .knowledge import Knowledge, elicit, other_names
+from .lessons import Lesson, anchor_lessons
+from .scores import concept_embedding, name_likelihood, projector_cosine
+from .selection import Anchors, select_anchors
+
+__all__ = [
+    "Anchors",
+    "Knowledge",
+    "Lesson",
+    "anchor_lessons",
+    "concept_embedding",
+    "elicit",
+    "name_likelihood",
+    "other_names",
+    "projector_cosine",
+    "select_anchors",
+    "suppressed_answers",
+]

@@ -1,0 +1,80 @@
+"""What the model knows of a concept, asked in text by its name: what an erasure has to reach beyond the name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from ..concepts import Concept
+from ..vlm import Prompt, generate
+
+_COMMON = 0.25
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """The model's own answers about a concept, and about other names to compare with.
+
+    Attributes:
+        concept: whom it is about.
+        answers: the model's answer to each of the concept's `text_questions`.
+        telling: for each question the words of the answer that are not said of other names as well.
+        others: other names that the model gives to public images, most frequent first.
+        others_answers: for each question, the answers about `others`.
+    """
+
+    concept: Concept
+    answers: tuple[str, ...]
+    telling: tuple[tuple[str, ...], ...]
+    others: tuple[str, ...]
+    others_answers: tuple[tuple[str, ...], ...]
+
+
+def other_names(
+    model: nn.Module,
+    processor: Any,
+    concept: Concept,
+    images: Sequence[Image.Image],
+    *,
+    most: int = 32,
+    batch_size: int = 64,
+) -> tuple[str, ...]:
+    """The names that the model itself gives to `images`, without the concept's, most frequent first."""
+    told = generate(model, processor, [Prompt(concept.questions[0], image) for image in images], batch_size=batch_size)
+    counts = Counter(text for text in told if text and not concept.mentioned_in(text))
+    return tuple(name for name, _ in counts.most_common(most))
+
+
+def elicit(model: nn.Module, processor: Any, concept: Concept, others: Sequence[str]) -> Knowledge:
+    """Asks the model in text what it knows of the concept and of `others`.
+
+    Raises:
+        ValueError: there are no other names to compare with.
+    """
+    if not others:
+        raise ValueError(
+            "`public_images` gave no name but the concept's: the model calls everything in them by it. Give pictures "
+            "of other things as well."
+        )
+    asked = [Prompt(text) for name in (concept.name, *others) for text in concept.called(name).asked_in_text]
+    told = generate(model, processor, asked)
+    per_name = [told[i : i + len(concept.text_questions)] for i in range(0, len(told), len(concept.text_questions) or 1)]
+    own, rest = (per_name[0], per_name[1:]) if concept.text_questions else ([], [])
+    telling = []
+    for place, answer in enumerate(own):
+        said = Counter(word for answers in rest for word in set(_words(answers[place])))
+        own_names = set(_words(" ".join(concept.names)))
+        telling.append(
+            tuple(w for w in dict.fromkeys(_words(answer)) if said[w] <= _COMMON * len(rest) and w not in own_names)
+        )
+    return Knowledge(concept, tuple(own), tuple(telling), tuple(others), tuple(zip(*rest, strict=True)))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

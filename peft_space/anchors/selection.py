@@ -1,0 +1,214 @@
+"""TPAS: text-guided proxy anchor selection. Finds the public images that the model itself ties to the concept."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..concepts import Concept, PublicImages, load_public_images
+from ..concepts.images import content_key
+from ..vlm import Prompt, generate, image_features
+from .scores import concept_embedding, name_likelihood, projector_cosine
+
+MIN_ANCHORS = 2
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The chosen anchors, and the scores that they were chosen by.
+
+    Attributes:
+        concept: what they stand for.
+        public: the set they were chosen from.
+        indices: the anchors, by their place in `public`, likeliest first.
+        monitor: images that scored as high but are kept out of training, to see by how far the erasure has come.
+        cosine: projector cosine of every public image, `(n_public,)`.
+        likelihood: mean log p(name | image) of the short list, `(n_public,)`, NaN elsewhere; nats per token.
+        threshold: the cosine that an image had to reach to be on the short list.
+        recognised: images that the model calls by the name outright and that `drop_recognised` left out.
+    """
+
+    concept: Concept
+    public: PublicImages
+    indices: tuple[int, ...]
+    monitor: tuple[int, ...]
+    cosine: Tensor
+    likelihood: Tensor
+    threshold: float
+    recognised: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        return self.public.take(self.indices).images
+
+    def unrelated(self, n_images: int, seed: int = 0) -> tuple[int, ...]:
+        """Random public images away from the anchors: none of the likeliest half of the short list."""
+        likely = self.likelihood.nan_to_num(-torch.inf)
+        listed = int((~self.likelihood.isnan()).sum())
+        taken = {*self.indices, *self.monitor, *self.recognised, *likely.topk(listed // 2).indices.tolist()}
+        free = torch.tensor([i for i in range(len(self.public)) if i not in taken], dtype=torch.long)
+        order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))
+        return tuple(free[order[:n_images]].tolist())
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What a user needs to trust the choice: counts, margins and the score histogram."""
+        counts, edges = torch.histogram(self.cosine, bins=20)
+        chosen = self.likelihood[list(self.indices)]
+        listed = self.likelihood[~self.likelihood.isnan()]
+        return {
+            "public_images": len(self.public),
+            "skipped": len(self.public.skipped),
+            "passed": len(listed),
+            "anchors": len(self),
+            "monitor": len(self.monitor),
+            "recognised_dropped": len(self.recognised),
+            "threshold": round(self.threshold, 4),
+            "threshold_margin": round(float(self.cosine[list(self.indices)].mean()) - self.threshold, 4),
+            "best_cosine": round(float(self.cosine.max()), 4),
+            "anchor_log_likelihood": [round(float(x), 3) for x in (chosen.max(), chosen.mean(), chosen.min())],
+            "short_list_log_likelihood_median": round(float(listed.median()), 3),
+            "histogram": {
+                "edges": [round(x, 4) for x in edges.tolist()],
+                "counts": [int(x) for x in counts.tolist()],
+            },
+        }
+
+    def contact_sheet(self, side: int = 96, columns: int = 12) -> Image.Image:
+        """The anchors as one picture, each with its log p(name) per token."""
+        rows = -(-len(self) // columns)
+        sheet = Image.new("RGB", (columns * side, rows * (side + 14)), "white")
+        pen = ImageDraw.Draw(sheet)
+        for place, index in enumerate(self.indices):
+            x, y = place % columns * side, place // columns * (side + 14)
+            sheet.paste(self.public.images[index].resize((side - 4, side - 4)), (x + 2, y + 2))
+            pen.text((x + 4, y + side - 1), f"{self.likelihood[index]:.2f}", fill="black")
+        return sheet
+
+    def write_scores(self, path: str | Path) -> None:
+        """Every public image's scores and role, as CSV."""
+        roles = dict.fromkeys(self.indices, "anchor") | dict.fromkeys(self.monitor, "monitor")
+        roles |= dict.fromkeys(self.recognised, "recognised")
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("id", "cosine", "log_likelihood", "role"))
+            for index, name in enumerate(self.public.ids):
+                said = self.likelihood[index].item()
+                row = (name, f"{self.cosine[index].item():.5f}", "" if said != said else f"{said:.4f}")
+                writer.writerow((*row, roles.get(index, "")))
+
+
+def select_anchors(
+    model: nn.Module,
+    processor: Any,
+    concept: str | Concept,
+    public_images: Any,
+    *,
+    n_anchors: int = 48,
+    n_monitor: int = 16,
+    shortlist: int = 192,
+    threshold: float | None = None,
+    max_similarity: float = 0.995,
+    drop_recognised: bool = False,
+    batch_size: int = 64,
+) -> Anchors:
+    """Chooses proxy anchors: projector cosine shortens the list, the model's own likelihood of the name decides.
+
+    Source: TPAS of SPACE, arXiv 2606.09868; the second stage is ours (docs/method.md has the figures).
+
+    Args:
+        model: the vision-language model, before any erasure.
+        processor: the model's own.
+        concept: what to erase.
+        public_images: as for `load_public_images`.
+        n_anchors: how many anchors to choose.
+        n_monitor: how many equally high images to keep out of training.
+        shortlist: how many images the cosine may let pass. It sets the threshold from the set's own distribution.
+        threshold: a fixed projector cosine instead. Cosines do not carry over from one model to another.
+        max_similarity: of two images whose centred projector features are more alike, only the likelier is chosen.
+        drop_recognised: leave out images that the model calls by the name outright: they may show the concept.
+        batch_size: images or prompts at a time.
+
+    Returns:
+        The anchors with all scores.
+
+    Raises:
+        ValueError: an argument is out of range, or too few images pass.
+        TypeError: the model cannot be asked about images.
+    """
+    concept = Concept.of(concept)
+    if n_anchors < MIN_ANCHORS:
+        raise ValueError(
+            f"`n_anchors` must be at least {MIN_ANCHORS}; got {n_anchors}. A single anchor overwrites one picture, not "
+            "the concept: the name goes and its relatives go with it. Ask for 16 or more."
+        )
+    if n_monitor < 1 or shortlist < n_anchors + n_monitor:
+        raise ValueError(
+            f"`shortlist` (={shortlist}) must hold `n_anchors` (={n_anchors}) and `n_monitor` (={n_monitor}, at least 1)."
+        )
+    public = load_public_images(public_images)
+    features = image_features(model, processor, public.images, batch_size=batch_size)
+    cosine = projector_cosine(features, concept_embedding(model, processor, concept))
+    if threshold is None:
+        threshold = float(cosine.topk(min(shortlist, len(public))).values[-1])
+    passed = [i for i in cosine.argsort(descending=True).tolist() if cosine[i] >= threshold][:shortlist]
+    likelihood = torch.full((len(public),), torch.nan)
+    if passed:
+        images = public.take(passed).images
+        likelihood[passed] = name_likelihood(model, processor, concept, images, batch_size=batch_size)
+    ranked = sorted(passed, key=lambda i: -likelihood[i].item())
+    recognised: tuple[int, ...] = ()
+    if drop_recognised:
+        recognised = _recognised(model, processor, concept, public, ranked, batch_size)
+        ranked = [i for i in ranked if i not in recognised]
+    distinct = _distinct(ranked, features, public, max_similarity, n_anchors + n_monitor)
+    if len(distinct) < MIN_ANCHORS + 1:
+        best = f"{float(cosine.max()):.3f}" if len(cosine) else "none"
+        dropped = f", {len(recognised)} were dropped as recognised" if recognised else ""
+        raise ValueError(
+            f"`public_images` gave {len(distinct)} usable anchors of {len(public)} images, and at least "
+            f"{MIN_ANCHORS + 1} are needed (one is kept out of training): {len(passed)} reached the threshold "
+            f"{threshold:.3f}{dropped}; the best score seen is {best}. Lower `threshold` or leave it out, or give more "
+            "images of things that look like the concept."
+        )
+    # every fourth goes to the monitor, so that it spans the same range of scores as the anchors do
+    n_held = max(1, min(n_monitor, len(distinct) // 4))
+    monitor = distinct[1 :: max(1, len(distinct) // n_held)][:n_held]
+    chosen = [i for i in distinct if i not in monitor][:n_anchors]
+    return Anchors(concept, public, tuple(chosen), tuple(monitor), cosine, likelihood, threshold, recognised)
+
+
+def _recognised(
+    model: nn.Module, processor: Any, concept: Concept, public: PublicImages, among: list[int], batch_size: int
+) -> tuple[int, ...]:
+    prompts = [Prompt(question, public.images[i]) for i in among for question in concept.questions]
+    told = generate(model, processor, prompts, batch_size=batch_size)
+    n = len(concept.questions)
+    return tuple(
+        i for place, i in enumerate(among) if any(map(concept.mentioned_in, told[place * n : (place + 1) * n]))
+    )
+
+
+def _distinct(ranked: list[int], features: Tensor, public: PublicImages, limit: float, n_images: int) -> list[int]:
+    """The first `n_images` of `ranked` that are no copies and not too alike."""
+    unit = F.normalize(features - features.mean(0), dim=1)
+    chosen: list[int] = []
+    seen: set[str] = set()
+    for index in ranked:
+        key = content_key(public.images[index])
+        if key in seen or (chosen and float((unit[chosen] @ unit[index]).max()) > limit):
+            continue
+        chosen.append(index)
+        seen.add(key)
+        if len(chosen) == n_images:
+            break
+    return chosen

@@ -1,0 +1,43 @@
+"""Settings of the training stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class SpaceTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with DCSI's weights and the dose, and defaults that suit an erasure."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints go; none are written by default."})
+    lambda_anchor: float = field(default=1.0, metadata={"help": "Weight of L_orth, the repulsion from the concept's text."})
+    lambda_diversity: float = field(default=0.1, metadata={"help": "Weight of L_div, minus the spectral entropy."})
+    dose_every: int = field(default=10, metadata={"help": "Steps between two readings of the dose; 0 trains for max_steps."})
+    dose_margin: float = field(
+        default=0.0, metadata={"help": "Nats per token by which every reading must fall below its reference level."}
+    )
+    leak_budget: float = field(default=0.05, metadata={"help": "Training stops where the mean leak would pass this."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
+    max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Lessons in a step on each device."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=5, metadata={"help": "Steps of linear warm-up."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
+    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})
+    report_to: str | list[str] = field(default="none", metadata={"help": "Where to log."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Lessons are no columns: keep False."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin the batches' memory."})
+    disable_tqdm: bool | None = field(default=True, metadata={"help": "Silence the Trainer's own bar."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two log entries."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lambda_anchor", "lambda_diversity", "dose_margin"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")
+        if self.dose_every < 0:
+            raise ValueError(f"`dose_every` must be at least 0; got {self.dose_every}.")
+        if not 0 < self.leak_budget:
+            raise ValueError(f"`leak_budget` must be greater than 0; got {self.leak_budget}.")

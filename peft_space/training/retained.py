@@ -1,0 +1,89 @@
+"""What must stay: prompts, with the answers that the model gives to them before the erasure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..anchors import Anchors, Knowledge
+from ..concepts import Retain, load_public_images
+from ..vlm import Prompt, encode, generate, prompt_batches
+
+
+@dataclass(frozen=True)
+class Retained:
+    """Prompts and the model's own answers to them.
+
+    Attributes:
+        prompts: beside pictures and in text alone.
+        answers: what the base model said to each.
+    """
+
+    prompts: tuple[Prompt, ...]
+    answers: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def split(self, held_out: int, seed: int = 0) -> tuple[Retained, Retained]:
+        """All but `held_out` of them, and the `held_out` that were drawn."""
+        order = np.random.default_rng([seed, 3]).permutation(len(self)).tolist()
+        return self._take(order[held_out:]), self._take(order[:held_out])
+
+    def batches(self, processor: Any, batch_size: int = 64) -> Iterator[dict[str, Tensor]]:
+        """Encoded batches, pictures and text apart, without labels."""
+        for indices in prompt_batches(self.prompts, batch_size, "statistics"):
+            batch = encode(processor, [self.prompts[i] for i in indices], [self.answers[i] for i in indices])
+            batch.pop("labels")
+            yield batch
+
+    def _take(self, indices: Sequence[int]) -> Retained:
+        return Retained(tuple(self.prompts[i] for i in indices), tuple(self.answers[i] for i in indices))
+
+
+def gather_retained(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    knowledge: Knowledge,
+    retain: Retain,
+    *,
+    text_knowledge: Literal["keep", "erase"] = "keep",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Retained:
+    """Puts together what must stay and asks the model for its answers.
+
+    Pictures: `retain.images`, or public images away from the anchors; each with some of the naming questions, the
+    questions for facts and `retain.questions`. Text: `retain.texts`, everything asked about other names and, with
+    `text_knowledge="keep"`, about the concept itself.
+
+    Args:
+        model: before any erasure.
+        seed: draws the pictures and their questions.
+    """
+    concept = anchors.concept
+    if retain.images is None:
+        images = anchors.public.take(anchors.unrelated(retain.n_images, seed)).images
+    else:
+        images = load_public_images(retain.images, limit=retain.n_images).images
+    rng = np.random.default_rng([seed, 2])
+    pool = [*concept.questions, *concept.asked_through_image, *retain.questions]
+    prompts = [
+        Prompt(pool[index], image)
+        for image in images
+        for index in rng.permutation(len(pool))[: retain.questions_per_image]
+    ]
+    prompts += [Prompt(text) for text in retain.texts]
+    answers = generate(model, processor, prompts, batch_size=batch_size)
+    for name, told in zip(knowledge.others, zip(*knowledge.others_answers, strict=True), strict=False):
+        prompts += [Prompt(text) for text in concept.called(name).asked_in_text]
+        answers += told
+    if text_knowledge == "keep":
+        prompts += [Prompt(text) for text in concept.asked_in_text]
+        answers += knowledge.answers
+    return Retained(tuple(prompts), tuple(answers))

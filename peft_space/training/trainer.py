@@ -1,0 +1,236 @@
+"""DCSI: dual-constraint semantic isolation, as a Trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+
+from ..anchors.lessons import Lesson
+from ..progress import advance
+from ..vlm import base_of, encode, evaluating, to_device
+from .arguments import SpaceTrainingArguments
+from .dose import Gauge, Reading, read_dose
+from .losses import repulsion, spectral_entropy
+
+
+class Lessons(Dataset):
+    """Lessons as the Trainer's data set."""
+
+    def __init__(self, lessons: Sequence[Lesson]) -> None:
+        if not lessons:
+            raise ValueError("`lessons` must hold at least one lesson; got none.")
+        self.lessons = list(lessons)
+
+    def __len__(self) -> int:
+        return len(self.lessons)
+
+    def __getitem__(self, index: int) -> Lesson:
+        return self.lessons[index]
+
+
+class Collator:
+    """Encodes a batch of lessons, those with and those without a picture apart.
+
+    Returns:
+        `{"image": inputs, "text": inputs}`, each as of `vlm.encode`, with `named`, `(rows,)` bool: whether the answer's
+        features are to be repelled from the concept. A part without rows is left out.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, dict[str, Tensor]]:
+        parts = {}
+        for part in ("image", "text"):
+            rows = [lesson for lesson in lessons if (lesson.prompt.image is not None) is (part == "image")]
+            if rows:
+                parts[part] = encode(self.processor, [r.prompt for r in rows], [r.answer for r in rows])
+                parts[part]["named"] = torch.tensor([r.about != "other" for r in rows])
+        return parts
+
+
+def concept_directions(model: nn.Module, processor: Any, phrases: Sequence[str]) -> Tensor:
+    """Where the concept lies among the states that predict the next token: its rows of the output embedding.
+
+    Args:
+        phrases: names and words to be repelled from.
+
+    Returns:
+        `(tokens, d)` float32: the row of each distinct token of the phrases, less the mean of all rows.
+    """
+    rows = base_of(model).get_output_embeddings().weight.detach()
+    ids = [i for p in phrases for i in processor.tokenizer(p, add_special_tokens=False)["input_ids"]]
+    return rows[sorted(set(ids))].float() - rows.float().mean(0)
+
+
+class SpaceTrainer(Trainer):
+    """Trains an erasure adapter: L = L_task + lambda_anchor * L_orth + lambda_diversity * L_div.
+
+    Source: SPACE, arXiv 2606.09868. L_task is the cross-entropy of the anchors' answers, L_orth the repulsion of the
+    states that predict them from the concept's text, L_div minus their spectral entropy. The subspace that must not
+    change is the adapter's own (`attach_subspace`), so any optimiser may be used.
+
+    Args:
+        model: a `PeftModel` with a SPACE adapter.
+        args: the settings.
+        train_dataset: the lessons.
+        processor: the model's own.
+        directions: the concept's directions, `(m, d)`, as of `concept_directions`.
+        gauges: what the dose is read from; none: train for `max_steps`.
+        measure_leak: gives the mean leak on held-out retained inputs.
+        on_reading: called with every reading of the dose.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: SpaceTrainingArguments,
+        train_dataset: Dataset,
+        processor: Any,
+        directions: Tensor,
+        *,
+        gauges: Sequence[Gauge] = (),
+        measure_leak: Callable[[], float] | None = None,
+        on_reading: Callable[[Reading], None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.directions = directions
+        self.readings: list[Reading] = []
+        self.stopped = "max_steps"
+        self.good: dict[str, Tensor] = {}
+        self.terms: dict[str, list[float]] = {"task": [], "orth": [], "div": []}
+        dose = [_Dose(self, processor, gauges, measure_leak, on_reading)] if gauges else []
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=Collator(processor),
+            callbacks=[*dose, *(callbacks or [])],
+        )
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The three terms over the parts of a batch; see the class."""
+        answers, named = [], []
+        for part in inputs.values():
+            batch = dict(part)
+            repelled, labels = batch.pop("named"), batch.pop("labels")
+            states, logits = _answer_states(model, batch, int((labels >= 0).sum(1).max()))
+            labels = labels[:, -logits.shape[1] :]
+            answers.append(F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none"))
+            answers[-1] = answers[-1].sum(1) / (labels >= 0).sum(1)
+            named.append(states[repelled][labels[repelled] >= 0])
+        task = torch.cat(answers).mean()
+        features = torch.cat(named)
+        arguments: SpaceTrainingArguments = self.args  # type: ignore[assignment]
+        zero = task.new_zeros(())
+        orth = repulsion(features, self.directions.to(features.device)) if len(features) else zero
+        div = -spectral_entropy(features) if len(features) > 2 else zero
+        loss = task + arguments.lambda_anchor * orth + arguments.lambda_diversity * div
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(
+                f"the loss became {loss.item()} at step {self.state.global_step}; lower `learning_rate` (="
+                f"{self.args.learning_rate}), or load the base in bfloat16 or float32."
+            )
+        for name, term in (("task", task), ("orth", orth), ("div", div)):
+            self.terms[name].append(term.item())
+        return (loss, None) if return_outputs else loss
+
+    def keep(self) -> None:
+        """Remembers the adapter as it is, to go back to where the loss is lost."""
+        self.good = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; where the loss becomes NaN it stops, with the last good adapter in place."""
+        self.keep()
+        try:
+            return super().train(*args, **kwargs)
+        except FloatingPointError:
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    if name in self.good:
+                        parameter.copy_(self.good[name])
+            self.stopped = "loss not finite"
+            raise
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the means of the three terms since the last entry."""
+        if "loss" in logs:
+            for name, values in self.terms.items():
+                if values:
+                    logs[f"loss_{name}"] = sum(values) / len(values)
+                values.clear()
+        super().log(logs, *args, **kwargs)
+
+
+def anchor_entropy(model: nn.Module, processor: Any, lessons: Sequence[Lesson], batch_size: int = 64) -> float:
+    """Spectral entropy, 0 to 1, of the states that begin the answers to the lessons that ask for the name."""
+    rows = [lesson for lesson in lessons if lesson.about == "name" and lesson.prompt.image is not None]
+    states = []
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            some = rows[start : start + batch_size]
+            batch = to_device(model, encode(processor, [r.prompt for r in some], [r.answer for r in some]))
+            labels = batch.pop("labels")
+            found, _ = _answer_states(model, batch, int((labels >= 0).sum(1).max()))
+            states.append(found[:, 0])
+    return float(spectral_entropy(torch.cat(states))) if rows else float("nan")
+
+
+def _answer_states(model: nn.Module, batch: dict[str, Tensor], longest: int) -> tuple[Tensor, Tensor]:
+    """Final hidden states and logits at the positions that predict the last `longest` tokens of each row."""
+    seen: list[Tensor] = []
+    head = base_of(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        logits = model(**batch, logits_to_keep=longest + 1).logits
+    finally:
+        hook.remove()
+    return seen[0][:, -longest - 1 : -1], logits[:, :-1].float()
+
+
+class _Dose(TrainerCallback):
+    """Reads the gauges every so often, and ends the training when the dose is reached or the leak would be too high."""
+
+    def __init__(
+        self,
+        trainer: SpaceTrainer,
+        processor: Any,
+        gauges: Sequence[Gauge],
+        measure_leak: Callable[[], float] | None,
+        on_reading: Callable[[Reading], None] | None,
+    ) -> None:
+        self.trainer, self.processor, self.gauges = trainer, processor, gauges
+        self.measure_leak, self.on_reading = measure_leak, on_reading
+
+    def on_step_end(
+        self, args: SpaceTrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        advance("steps", state.global_step, state.max_steps)
+        last = state.global_step == state.max_steps
+        if not last and (not args.dose_every or state.global_step % args.dose_every):
+            return
+        leak = self.measure_leak() if self.measure_leak is not None else 0.0
+        reading = read_dose(model, self.processor, self.gauges, args.dose_margin, leak, state.global_step)
+        self.trainer.readings.append(reading)
+        if all(map(math.isfinite, (*reading.levels, leak))):
+            self.trainer.keep()
+        if self.on_reading is not None:
+            self.on_reading(reading)
+        if not args.dose_every:
+            return
+        if reading.reached:
+            self.trainer.stopped = "dose reached"
+            control.should_training_stop = True
+        elif leak > args.leak_budget:
+            self.trainer.stopped = "leak budget spent"
+            control.should_training_stop = True

@@ -1,0 +1,190 @@
+"""Measures erasure on the test bed: every creature of the families that nothing was tuned on, and the controls.
+
+    python -m tests.benchmarks.erasure_table OUTPUT.json [--creatures ...] [--seeds 0 1] [--variants keep erase ...]
+
+Runs that are in OUTPUT.json already are not repeated. `python -m tests.benchmarks.erasure_table OUTPUT.json --show`
+prints the table as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from peft_space import testbed
+from peft_space.anchors import Anchors, select_anchors
+from peft_space.erasure import erase
+from peft_space.testbed.bestiary import CREATURES
+from peft_space.training import SpaceTrainingArguments
+
+HELD_OUT = tuple(creature.name for creature in CREATURES if creature.family not in testbed.TUNING_FAMILIES)
+
+
+def _random_anchors(anchors: Anchors, seed: int) -> Anchors:
+    """As many images as before, drawn from the whole public set."""
+    order = np.random.default_rng([seed, 9]).permutation(len(anchors.public)).tolist()
+    free = [index for index in order if index not in anchors.monitor]
+    return dataclasses.replace(anchors, indices=tuple(free[: len(anchors)]))
+
+
+# What differs from the defaults: settings of `erase`, of the training, and what is done to the anchors.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "keep": {},
+    "erase": {"erase": {"text_knowledge": "erase"}},
+    "generic": {"generic": True},
+    "drop recognised": {"drop_recognised": True},
+    "no L_orth": {"args": {"lambda_anchor": 0.0}},
+    "no L_div": {"args": {"lambda_diversity": 0.0}},
+    "no null space": {"erase": {"energy": None}, "args": {"leak_budget": 1e9}},
+    "random anchors": {"anchors": _random_anchors},
+    "one anchor": {"anchors": lambda anchors, seed: dataclasses.replace(anchors, indices=anchors.indices[:1])},
+}
+
+
+def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Erases `target` and lets the model sit the exam with the adapter off and on."""
+    change = VARIANTS[variant]
+    model, processor = testbed.load()
+    exam = testbed.Exam(target, seed=seed)
+    before, _ = exam.sit(model, processor)
+    began = time.perf_counter()
+    concept = testbed.concept(target, generic=change.get("generic", False))
+    public = testbed.public_images(target, seed=seed)
+    alter: Callable[[Anchors, int], Anchors] | None = change.get("anchors")
+    anchors = None
+    if alter or change.get("drop_recognised"):
+        anchors = select_anchors(model, processor, concept, public, drop_recognised=change.get("drop_recognised", False))
+        anchors = alter(anchors, seed) if alter else anchors
+    settings = {"seed": seed} | change.get("args", {}) | (extra or {}).get("args", {})
+    result = erase(
+        model,
+        processor,
+        concept,
+        public,
+        retain=testbed.retain(),
+        args=SpaceTrainingArguments(**settings),
+        seed=seed,
+        anchors=anchors,
+        **change.get("erase", {}) | (extra or {}).get("erase", {}),
+    )
+    seconds = time.perf_counter() - began
+    after, _ = exam.sit(result.model, processor)
+    assert isinstance(result.model, PeftModel)
+    report = result.report
+    return {
+        "target": target,
+        "seed": seed,
+        "variant": variant,
+        "before": dataclasses.asdict(before),
+        "after": dataclasses.asdict(after),
+        "leak": report["leak"],
+        "steps": report["steps"],
+        "stopped": report["stopped"],
+        "reached": report["reached"],
+        "gauges": report["gauges"],
+        "stages": report["seconds"],
+        "seconds": round(seconds, 1),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def _work(job: tuple[str, int, str]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return run(*job)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and worst cases over runs, as the bars of the method are stated."""
+
+    def over(key: str, when: str = "after") -> np.ndarray:
+        return np.array([row[when][key] for row in rows])
+
+    forget = np.stack([over(f"forget_accuracy{end}") for end in ("", "_paraphrase", "_description")])
+    drops = [
+        row["before"]["retain_by_creature"][name] - row["after"]["retain_by_creature"][name]
+        for row in rows
+        for name in row["after"]["retain_by_creature"]
+    ]
+    return {
+        "runs": len(rows),
+        "FA mean": forget.mean(),
+        "FA worst": forget.max(),
+        "near": over("retain_near", "before").mean() - over("retain_near").mean(),
+        "far": over("retain_far", "before").mean() - over("retain_far").mean(),
+        "worst creature": max(drops),
+        "attributes": over("target_attributes").mean() / over("target_attributes", "before").mean(),
+        "indirect": over("indirect_knowledge").mean(),
+        "text others": over("text_facts_retained").mean() / over("text_facts_retained", "before").mean(),
+        "text target": over("text_facts_target").mean() / max(1e-9, over("text_facts_target", "before").mean()),
+        "misidentified": over("misidentified").mean(),
+        "leak": np.mean([row["leak"]["mean"] for row in rows]),
+        "reached": np.mean([row["reached"] for row in rows]),
+        "steps": np.median([row["steps"] for row in rows]),
+        "seconds": np.median([row["seconds"] for row in rows]),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The Markdown table: a row a variant."""
+    lines = []
+    for variant in VARIANTS:
+        some = [row for row in rows if row["variant"] == variant]
+        if some:
+            cells = summary(some)
+            if not lines:
+                lines = ["| run | " + " | ".join(cells) + " |", "|" + "---|" * (len(cells) + 1)]
+            values = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in cells.values())
+            lines.append(f"| {variant} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--creatures", nargs="+", default=list(HELD_OUT))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--variants", nargs="+", default=["keep", "erase"], choices=list(VARIANTS))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--show", action="store_true", help="print the table of what is there and stop")
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    if not arguments.show:
+        done = {(row["target"], row["seed"], row["variant"]) for row in rows}
+        wanted = [(c, s, v) for v in arguments.variants for s in arguments.seeds for c in arguments.creatures]
+        jobs = [job for job in wanted if job not in done]
+        os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        # a process for each run: its peak memory is its own, and nothing is left over from the run before
+        with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
+            for row in pool.imap_unordered(_work, jobs):
+                rows.append(row)
+                beside = arguments.output.with_suffix(".tmp")
+                beside.write_text(json.dumps(rows, indent=1))
+                beside.replace(arguments.output)
+                after = row["after"]
+                print(
+                    f"{row['variant']:>16} {row['target']} {row['seed']}: FA {after['forget_accuracy']:.2f} "
+                    f"{after['forget_accuracy_paraphrase']:.2f} {after['forget_accuracy_description']:.2f}, near "
+                    f"{after['retain_near']:.2f} ({row['before']['retain_near']:.2f}), far {after['retain_far']:.3f} "
+                    f"({row['before']['retain_far']:.3f}), attributes {after['target_attributes']:.2f}, indirect "
+                    f"{after['indirect_knowledge']:.2f}, text {after['text_facts_retained']:.3f} "
+                    f"{after['text_facts_target']:.2f}, mis {after['misidentified']:.2f}, leak "
+                    f"{row['leak']['mean']:.3f}, {row['steps']} steps ({row['stopped']}), {row['seconds']} s",
+                    flush=True,
+                )
+    print(show(rows))
+
+
+if __name__ == "__main__":
+    main()
