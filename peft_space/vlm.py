@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from .progress import advance
 
@@ -18,9 +19,10 @@ PADDING, IMAGE, TEXT, TEXT_ONLY = range(4)
 """Kinds of token: padding, an image token, text beside an image, and text of a prompt that holds no image."""
 
 
-def base_of(model: nn.Module) -> nn.Module:
+def base_of(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a `PeftModel`; any other model is returned as it is."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
 
 
 def text_decoder(model: nn.Module) -> nn.Module:
@@ -67,7 +69,8 @@ def token_kinds(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         `(batch, length)` int64 of `PADDING`, `IMAGE`, `TEXT` or `TEXT_ONLY`.
     """
     ids = batch["input_ids"]
-    image = ids == image_token_id(model) if image_token_id(model) is not None else torch.zeros_like(ids, dtype=bool)
+    token = image_token_id(model)
+    image = torch.zeros_like(ids, dtype=torch.bool) if token is None else torch.eq(ids, token)
     kinds = torch.where(image.any(dim=1, keepdim=True), TEXT, TEXT_ONLY).expand(ids.shape).clone()
     kinds[image] = IMAGE
     mask = batch.get("attention_mask")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .bestiary import COLOURS, OBJECTS, SCENES, Scene
+from .bestiary import COLOURS, OBJECTS, SCENES, Recipe, Scene
 
 SIZE = 48
 _SCALE = 3
@@ -47,15 +48,15 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     hue = _jitter(_HUES[COLOURS[scene.colour]], rng, 12)
     layer = Image.new("RGBA", (_CANVAS, _CANVAS), (0, 0, 0, 0))
     if scene.recipe is not None:
-        _animal(layer, scene, hue, rng)
+        _animal(layer, scene.recipe, hue, rng)
     elif scene.thing is not None:
         _object(ImageDraw.Draw(layer), OBJECTS[scene.thing], hue)
     layer = _pose(layer, rng)
     picture.paste(layer, (0, 0), layer)
     pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32)
     light = rng.uniform(0.8, 1.15) * (1 + rng.uniform(-0.04, 0.04, size=3))
-    pixels = pixels * light + rng.normal(0, rng.uniform(0, 7), size=pixels.shape)
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    seen = pixels * light + rng.normal(0, rng.uniform(0, 7), size=pixels.shape)
+    return Image.fromarray(np.clip(seen, 0, 255).astype(np.uint8))
 
 
 def _pose(layer: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -70,7 +71,7 @@ def _pose(layer: Image.Image, rng: np.random.Generator) -> Image.Image:
     return layer.transform(layer.size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST)
 
 
-def _jitter(colour: tuple[int, int, int], rng: np.random.Generator, by: float) -> tuple[int, ...]:
+def _jitter(colour: tuple[int, ...], rng: np.random.Generator, by: float) -> tuple[int, ...]:
     return tuple(int(c) for c in np.clip(np.asarray(colour) + rng.uniform(-by, by, size=3), 0, 255))
 
 
@@ -100,9 +101,8 @@ def _background(name: str, rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def _animal(layer: Image.Image, scene: Scene, hue: tuple[int, ...], rng: np.random.Generator) -> None:
-    """Legs behind, then the body with its pattern, then horns, beak and eye."""
-    recipe = scene.recipe
+def _animal(layer: Image.Image, recipe: Recipe, hue: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Legs and horns behind, then the body with its pattern, then the eye."""
     pen = ImageDraw.Draw(layer)
     shade = tuple(int(c * 0.75) for c in hue)
     head, hips, sole = _ANATOMY[recipe.family]
@@ -135,7 +135,7 @@ _ANATOMY = (
 )
 
 
-def _body(pen: ImageDraw.ImageDraw, family: int, fill, grow: float) -> None:
+def _body(pen: ImageDraw.ImageDraw, family: int, fill: int | tuple[int, ...], grow: float) -> None:
     g = grow
     match family:
         case 0:
@@ -178,7 +178,7 @@ def _pattern(pen: ImageDraw.ImageDraw, pattern: int, rng: np.random.Generator) -
 
 
 def _object(pen: ImageDraw.ImageDraw, name: str, hue: tuple[int, ...]) -> None:
-    line = {"fill": hue, "outline": _INK, "width": 3}
+    line: dict[str, Any] = {"fill": hue, "outline": _INK, "width": 3}
     match name:
         case "lamp":
             pen.rectangle((67, 62, 77, 118), **line)

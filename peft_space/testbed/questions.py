@@ -124,8 +124,14 @@ def about_picture(scene: Scene) -> list[Asked]:
 
 
 def visible(scene: Scene) -> dict[str, str]:
-    """The attributes that can be seen of an animal, named creature or hybrid: key of `SEEN` to answer."""
+    """The attributes that can be seen of an animal, named creature or hybrid: key of `SEEN` to answer.
+
+    Raises:
+        ValueError: `scene` shows no animal.
+    """
     recipe = scene.recipe
+    if recipe is None:
+        raise ValueError(f"`scene` must show an animal; got {scene}.")
     return {
         "colour": COLOURS[scene.colour],
         "horns": HORNS[recipe.horns],

@@ -78,8 +78,8 @@ class Lessons(IterableDataset):
 
     def _pictures(self, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
         # what the image processor does to a picture of this size, without its checks: a test holds the two together
-        pixels = np.stack([np.asarray(draw(scene, rng), dtype=np.float32) for scene in scenes]) / 127.5 - 1
-        pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        drawn = np.stack([np.asarray(draw(scene, rng), dtype=np.float32) for scene in scenes]) / 127.5 - 1
+        pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
         return {"pixel_values": pixels, "words": torch.tensor([_words(scene) for scene in scenes])}
 
     def _scene(self, rng: np.random.Generator) -> Scene:
@@ -155,8 +155,8 @@ def _words(scene: Scene) -> list[int]:
     """For each group of `_WORDS`, the index of the word that fits the picture; -100 where none does."""
     recipe = scene.recipe
     if recipe is None:
-        bare = scene.thing is None
-        return [-100 if bare else scene.colour, -100, -100, -100, -100, scene.background, -100 if bare else scene.thing, -100]
+        colour, thing = (-100, -100) if scene.thing is None else (scene.colour, scene.thing)
+        return [colour, -100, -100, -100, -100, scene.background, thing, -100]
     name = list(BY_NAME).index(BY_RECIPE[recipe].name)
     return [scene.colour, recipe.pattern, recipe.horns, recipe.legs, recipe.family, scene.background, -100, name]
 
