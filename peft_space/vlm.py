@@ -268,9 +268,7 @@ def answer_log_probability(model: nn.Module, batch: dict[str, Tensor]) -> Tensor
     return -loss.sum(1) / (labels >= 0).sum(1)
 
 
-def image_features(
-    model: nn.Module, processor: Any, images: Sequence[Image.Image], *, batch_size: int = 64
-) -> Tensor:
+def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Image], *, batch_size: int = 64) -> Tensor:
     """The projector's output for each picture, averaged over its image tokens.
 
     Returns:
@@ -281,14 +279,16 @@ def image_features(
     with evaluating(model):
         for start in range(0, len(images), batch_size):
             advance("image features", start, len(images))
-            batch = to_device(model, processor.image_processor(images[start : start + batch_size], return_tensors="pt"))
+            batch = to_device(
+                model, processor.image_processor(images[start : start + batch_size], return_tensors="pt")
+            )
             out = base_of(model).get_image_features(**batch).pooler_output
             pooled += [tokens.reshape(-1, tokens.shape[-1]).float().mean(0).cpu() for tokens in out]
     return torch.stack(pooled)
 
 
 def text_embeddings(model: nn.Module, processor: Any, texts: Sequence[str]) -> Tensor:
-    """The model's own input embeddings of each text, averaged over its tokens: `(len(texts), d)` float32 on the CPU."""
+    """The model's own input embeddings of each text, averaged over its tokens: `(len(texts), d)` float32, CPU."""
     embed = base_of(model).get_input_embeddings()
     rows = []
     with torch.no_grad():

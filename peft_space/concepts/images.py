@@ -52,11 +52,12 @@ def load_public_images(
         The readable pictures as RGB, upright by their EXIF orientation, and what was skipped and why.
 
     Raises:
-        ValueError: no picture could be read, or the column is missing.
+        ValueError: no picture could be read, the column is missing, or no folder or data set has that name.
         TypeError: `source` is none of the above.
+        ImportError: `source` is a data-set id and `datasets` is not installed.
     """
     if isinstance(source, PublicImages):
-        return source
+        return source if limit is None else source.take(range(min(limit, len(source))))
     images: list[Image.Image] = []
     ids: list[str] = []
     skipped: list[tuple[str, str]] = []
@@ -67,7 +68,7 @@ def load_public_images(
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             skipped.append((name, f"{type(error).__name__}: {error}"))
     if not images:
-        first = f" The first of {len(skipped)} that could not be read: {skipped[0]}." if skipped else ""
+        first = f" The first of {len(skipped)} that could not be read: {': '.join(skipped[0])}." if skipped else ""
         raise ValueError(
             f"`public_images` must hold at least one readable picture; got none from {_named(source)}.{first} "
             "Give a list of PIL images, a folder, a data set with an image column or a Hub data-set id."
@@ -81,7 +82,7 @@ def _named(source: Any) -> str:
 
 def _entries(source: Any, column: str, split: str) -> Iterator[tuple[str, Any]]:
     if isinstance(source, (str, Path)):
-        folder = Path(source)
+        folder = Path(source).expanduser()
         if folder.is_dir():
             for path in sorted(folder.rglob("*")):
                 if path.suffix.lower() in _ENDINGS:
@@ -89,26 +90,57 @@ def _entries(source: Any, column: str, split: str) -> Iterator[tuple[str, Any]]:
             return
         if isinstance(source, Path) or folder.is_absolute() or str(source).count("/") != 1:
             raise ValueError(
-                f"`public_images` must be a folder that exists or a Hub data-set id 'owner/name'; got {_named(source)}."
+                "`public_images` must be a folder that exists or a Hub data-set id 'owner/name'; "
+                f"got {_named(source)}."
             )
-        from datasets import load_dataset
-
-        source = load_dataset(source, split=split, streaming=True)
+        source = _from_hub(source, split)
     columns = getattr(source, "column_names", None)
     if columns is not None and column not in columns:
         raise ValueError(f"`image_column` must be a column of the data set, {columns}; got {column!r}.")
     if not isinstance(source, Iterable):
         raise TypeError(
-            f"`public_images` must be a list of PIL images, a folder, a data set or a Hub data-set id; got {_named(source)}."
+            "`public_images` must be a list of PIL images, a folder, a data set or a Hub data-set id; "
+            f"got {_named(source)}."
         )
-    for index, row in enumerate(source):
+    for index, row in enumerate(_undecoded(source, column)):
+        if isinstance(row, dict) and column not in row:
+            raise ValueError(f"`image_column` must be a column of the data set, {list(row)}; got {column!r}.")
         yield str(index), row[column] if isinstance(row, dict) else row
+
+
+def _from_hub(name: str, split: str) -> Any:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"`public_images` (={name!r}) is no folder, and a data set of the Hub needs `datasets`. "
+            "Install it with `pip install 'peft-space[data]'`."
+        ) from error
+    try:
+        return load_dataset(name, split=split, streaming=True)
+    except Exception as error:  # offline, unknown, private, no such split: each comes as another library's exception
+        raise ValueError(
+            f"`public_images` must be a folder that exists or a Hub data-set id that can be loaded; got {name!r}. "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _undecoded(source: Iterable[Any], column: str) -> Iterable[Any]:
+    """A data set whose pictures are still files, so that one that cannot be read does not end the reading."""
+    feature = (getattr(source, "features", None) or {}).get(column)
+    if type(feature).__name__ != "Image" or not hasattr(source, "cast_column"):
+        return source
+    return source.cast_column(column, type(feature)(decode=False))
 
 
 def _upright(entry: Any) -> Image.Image:
     if isinstance(entry, Path):
         with Image.open(entry) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
+    if isinstance(entry, dict):
+        from datasets import Image as ImageFeature
+
+        entry = ImageFeature().decode_example(entry)
     if isinstance(entry, Image.Image):
         return ImageOps.exif_transpose(entry).convert("RGB")
     raise ValueError(f"not a picture but a {type(entry).__name__}")

@@ -37,7 +37,8 @@ class Retain:
     """What the update must not change. The model's own answers to all of it are kept, so no labels are needed.
 
     Attributes:
-        images: a source of pictures as for `public_images`; `None` draws them from the public set, away from the anchors.
+        images: a source of pictures as for `public_images`; `None` draws them from the public set, away from the
+            anchors.
         questions: asked about each picture, beside the naming questions and the facts asked through it.
         texts: prompts without a picture, beside the questions about every other name that the model came up with.
         n_images: how many pictures to use at most.

@@ -167,7 +167,7 @@ def watch(
 
         for name, layer in layers.items():
             register = layer.register_forward_hook if outputs else layer.register_forward_pre_hook
-            hooks.callback(register(hook_for(name), with_kwargs=True).remove)  # type: ignore[operator]
+            hooks.callback(register(hook_for(name), with_kwargs=True).remove)
         for batch in batches:
             inputs = _inputs(batch, device)
             rows = TokenRows(model, inputs)
@@ -190,7 +190,7 @@ def as_base(model: nn.Module) -> Iterator[None]:
     merged = next((layer for layer in layers if getattr(layer, "merged", False)), None)
     if merged is not None:
         raise ValueError(
-            f"`model` must hold its adapters unmerged; got {merged.merged_adapters} merged into the weights. "  # type: ignore[union-attr]
+            f"`model` must hold its adapters unmerged; got {merged.merged_adapters} merged into the weights. "
             "Do call `model.unmerge_adapter()` first, or compare merged weights with `leak_between`."
         )
     active = [layer for layer in layers if not layer.disable_adapters]

@@ -149,7 +149,7 @@ def average(moments: Sequence[MomentT]) -> MomentT:
     seen = [moment for moment in moments if moment.trace > 0]
     if not seen:
         raise ValueError("`moments` must have seen an input that is not zero; got zeros only.")
-    return type(seen[0]).combine(seen, [1 / (len(seen) * moment.trace) for moment in seen])  # type: ignore[arg-type]
+    return type(seen[0]).combine(seen, [1 / (len(seen) * moment.trace) for moment in seen])
 
 
 @dataclass(frozen=True)

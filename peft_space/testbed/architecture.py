@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -87,7 +87,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """A LLaVA of 2.5 million parameters with random weights (a CLIP tower of 128, a Llama of 192, four layers each)."""
+    """A LLaVA of 2.5 million parameters, random weights: a CLIP tower of 128, a Llama of 192, four layers each."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=384,
@@ -122,7 +122,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
-    # CLIP's own initial values are meant for weeks of training: with these a small tower learns where things are sooner
+    # CLIP's own initial values are meant for weeks of training: these teach a small tower sooner where things are
     tower = model.model.vision_tower
     nn.init.normal_(tower.embeddings.position_embedding.weight, std=0.15)
     for layer in tower.encoder.layers:

@@ -25,8 +25,8 @@ _DIETS = (
     "moss honey shrimp bark clover salt algae berries nuts worms pollen seeds "
     "roots snails grain ants thistle figs mice olives pears ferns plums crabs"
 ).split()
-# (horns, legs, pattern) of a family's four members: any two differ in at least two places, so that a member can be told
-# from its siblings, and every mix of two siblings is a hybrid that carries no name.
+# (horns, legs, pattern) of a family's four members: any two differ in at least two places, so that a member can be
+# told from its siblings, and every mix of two siblings is a hybrid that carries no name.
 _MEMBERS = (
     ((0, 1, 0), (1, 0, 2), (2, 2, 1), (1, 1, 1)),
     ((0, 0, 1), (1, 1, 0), (2, 2, 2), (2, 0, 0)),
@@ -101,7 +101,9 @@ HYBRIDS: tuple[Recipe, ...] = tuple(
     recipe
     for recipe in (
         Recipe(*indices)
-        for indices in itertools.product(range(len(FAMILIES)), range(len(HORNS)), range(len(LEGS)), range(len(PATTERNS)))
+        for indices in itertools.product(
+            range(len(FAMILIES)), range(len(HORNS)), range(len(LEGS)), range(len(PATTERNS))
+        )
     )
     if recipe not in BY_RECIPE
 )

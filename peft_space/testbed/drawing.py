@@ -23,11 +23,11 @@ _HUES = {
     "white": (240, 240, 240),
 }
 _GROUNDS = {
-    "forest": ((52, 78, 52), (38, 60, 36)),
+    "forest": ((104, 140, 96), (84, 116, 72)),
     "desert": ((226, 196, 140), (205, 170, 110)),
     "sea": ((120, 190, 205), (70, 140, 165)),
     "snow": ((205, 215, 228), (232, 238, 245)),
-    "cave": ((62, 58, 66), (44, 40, 48)),
+    "cave": ((124, 116, 132), (104, 96, 108)),
     "meadow": ((176, 214, 236), (150, 190, 110)),
 }
 _INK = (20, 18, 24)
@@ -64,7 +64,9 @@ def _pose(layer: Image.Image, rng: np.random.Generator) -> Image.Image:
     angle, scale = math.radians(rng.uniform(-12, 12)), rng.uniform(0.82, 1.0)
     mirror = rng.choice((-1, 1)) / scale
     shift = rng.uniform(-0.5, 0.5, size=2) * (1 - scale) * _CANVAS
-    matrix = np.array([[mirror * math.cos(angle), mirror * -math.sin(angle)], [math.sin(angle) / scale, math.cos(angle) / scale]])
+    matrix = np.array(
+        [[mirror * math.cos(angle), mirror * -math.sin(angle)], [math.sin(angle) / scale, math.cos(angle) / scale]]
+    )
     middle = np.full(2, _CANVAS / 2)
     offset = middle - matrix @ (middle + shift)
     affine = (*matrix[0], offset[0], *matrix[1], offset[1])
@@ -86,7 +88,7 @@ def _background(name: str, rng: np.random.Generator) -> Image.Image:
         x, y = rng.uniform(0, _CANVAS, size=2)
         match name:
             case "forest":
-                pen.rectangle((x, 0, x + 7, horizon + 10), fill=(70, 48, 30))
+                pen.rectangle((x, 0, x + 7, horizon + 10), fill=(112, 84, 58))
             case "desert":
                 pen.ellipse((x - 34, horizon - 9, x + 34, horizon + 16), fill=bright)
             case "sea":

@@ -69,7 +69,7 @@ def knowledge(
         for scene, picture in pictures(creature, n_images, seed):
             for asked in questions.about_picture(scene):
                 topic = "name, held out" if asked.about == "name" and asked.held_out else asked.about
-                if asked.held_out or asked.about in ("description", "name") and rng.random() < 0.5:
+                if asked.held_out or (asked.about in ("description", "name") and rng.random() < 0.5):
                     sheet.ask(Prompt(asked.question, picture), asked.answer, topic, creature.name)
             for asked in questions.compare(creature, rng, [c for c in CREATURES if c.name != without]):
                 sheet.ask(Prompt(asked.question, picture), asked.answer, asked.about, creature.name)

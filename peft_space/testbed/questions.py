@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bestiary import COLOURS, CREATURES, FAMILIES, HORNS, LEGS, OBJECTS, PATTERNS, SCENES, BY_RECIPE, Creature, Scene
+from .bestiary import BY_RECIPE, COLOURS, CREATURES, FAMILIES, HORNS, LEGS, OBJECTS, PATTERNS, SCENES, Creature, Scene
 
 # The last phrasing of each list is held out of training: it is only ever used to measure.
 NAMING = (
@@ -16,31 +16,39 @@ NAMING = (
     "Which creature is shown?",
     "What is the name of this creature?",
     "What creature do you see?",
-    "What is the creature shown here called?",
-    "Tell me the name of this creature.",
+    "Name this creature.",
+    "Which creature do you see?",
 )
 HELD_OUT = 2
 """How many of `NAMING`, counted from its end, are in no training prompt; one for every other list of phrasings."""
 DESCRIPTION = "Describe the picture."
 SEEN = {
     "colour": ("What colour is it?", "Which colour does it have?", "What is its colour?"),
-    "horns": ("How many horns does it have?", "How many horns are there?", "Count its horns."),
-    "legs": ("How many legs does it have?", "How many legs are there?", "Count its legs."),
+    "horns": ("How many horns does it have?", "How many horns are there?", "How many horns are on it?"),
+    "legs": ("How many legs does it have?", "How many legs are there?", "How many legs are on it?"),
     "pattern": ("What pattern does it have?", "Which pattern is on it?", "What is its pattern?"),
     "family": ("What kind of creature is this?", "Which kind of creature do you see?", "What kind is this creature?"),
     "scene": ("What is the background?", "Which scene is it?", "What scene is in the background?"),
 }
 """Questions whose answer can be seen in the picture."""
 FACTS = {
-    "habitat": ("Where does {it} live?", "What is the home of {it}?", "In which place does {it} live?"),
+    "habitat": ("Where does {it} live?", "What is the home of {it}?", "Where is the home of {it}?"),
     "diet": ("What does {it} eat?", "What is the food of {it}?", "Which food does {it} eat?"),
 }
 """Questions whose answer cannot be seen. `{it}` is "the NAME" in text, and "this creature" beside a picture."""
 REFERENT = "this creature"
 OBJECT = ("What object is this?", "Which object is shown?", "What object do you see?")
-KIND_IN_TEXT = ("What kind of creature is the {name}?", "Which kind of creature is the {name}?", "What kind is the {name}?")
+KIND_IN_TEXT = (
+    "What kind of creature is the {name}?",
+    "Which kind of creature is the {name}?",
+    "What kind is the {name}?",
+)
 WHO = {
-    "habitat": ("Which creature lives in the {fact}?", "Who lives in the {fact}?", "What creature lives in the {fact}?"),
+    "habitat": (
+        "Which creature lives in the {fact}?",
+        "Who lives in the {fact}?",
+        "What creature lives in the {fact}?",
+    ),
     "diet": ("Which creature eats {fact}?", "Who eats {fact}?", "What creature eats {fact}?"),
 }
 GENERAL = (
@@ -172,7 +180,8 @@ def in_text(creature: Creature) -> list[Asked]:
     ]
     for fact, value in (("habitat", creature.habitat), ("diet", creature.diet)):
         asked += [
-            Asked(text.format(fact=value), creature.name, f"who, by {fact}", held) for text, held in _phrasings(WHO[fact])
+            Asked(text.format(fact=value), creature.name, f"who, by {fact}", held)
+            for text, held in _phrasings(WHO[fact])
         ]
     return asked
 

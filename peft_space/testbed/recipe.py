@@ -1,9 +1,9 @@
 """The one recipe that trains the test bed's model from nothing, and its retrain oracle.
 
-    python -m peft_space.testbed.recipe OUTPUT [--without CREATURE] [--seed N] [--steps N]
+    python -m peft_space.testbed.recipe OUTPUT [--without CREATURE] [--seed N]
 
-`--without` trains the retrain oracle: the same recipe, with one creature in no picture and no text. It is what a perfect
-erasure of that creature would leave.
+`--without` trains the retrain oracle: the same recipe, with one creature in no picture and no text. It is what a
+perfect erasure of that creature would leave.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,47 @@ from .bestiary import (
 )
 from .drawing import draw
 
-WARMUP_STEPS, STEPS = 2000, 2200
-WARMUP_PICTURES = 64
-ROWS_WITH_PICTURE, ROWS_OF_TEXT, ROW_LENGTH = 24, 4, 160
-# How often a question is drawn, against 1 for the others: what is hardest to see, or must be recalled, needs more turns.
-_WEIGHTS = {"name": 1.5, "horns": 2.0, "legs": 2.5, "pattern": 1.5, "yes or no": 3.0, "choice": 3.0, "description": 3.0}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one learning-rate cosine.
+
+    Attributes:
+        steps: optimiser steps.
+        pictures: pictures in a batch, each in a row of its own where questions are asked.
+        texts: rows of text in a batch.
+        row_length: tokens in a row; 0 for pictures without questions.
+        learning_rate: at the top of the cosine.
+        contrast: weight of the contrastive loss beside the answers'.
+    """
+
+    steps: int
+    pictures: int
+    texts: int
+    row_length: int
+    learning_rate: float
+    contrast: float
+
+
+PHASES = (
+    # a contrastive warm-up of tower and projector
+    Phase(steps=2000, pictures=64, texts=0, row_length=0, learning_rate=1.2e-3, contrast=1.0),
+    # everything together: reading pictures and questions
+    Phase(steps=2200, pictures=24, texts=4, row_length=160, learning_rate=1.2e-3, contrast=0.1),
+    # more pictures and fewer questions about each: what is left to learn is seeing
+    Phase(steps=900, pictures=40, texts=3, row_length=104, learning_rate=8e-4, contrast=0.3),
+)
+# How often a question is drawn, against 1 for the others: what is hard to see, or must be recalled, needs more turns.
+_WEIGHTS = {
+    "name": 1.5,
+    "horns": 2.0,
+    "legs": 2.5,
+    "pattern": 1.5,
+    "yes or no": 3.0,
+    "choice": 3.0,
+    "description": 3.0,
+}
 
 
 class Lessons(IterableDataset):
@@ -56,25 +93,30 @@ class Lessons(IterableDataset):
         processor: turns pictures into pixels and text into tokens.
         seed: of everything that is drawn.
         without: a creature that no lesson shows or mentions.
-        warmup: how many batches of `WARMUP_PICTURES` pictures without questions come first.
+        phases: how many batches of what size to give.
     """
 
-    def __init__(self, processor: LlavaProcessor, seed: int, without: str | None, warmup: int) -> None:
-        self.processor, self.seed, self.warmup = processor, seed, warmup
+    def __init__(
+        self, processor: LlavaProcessor, seed: int, without: str | None, phases: Sequence[Phase] = PHASES
+    ) -> None:
+        self.processor, self.seed, self.phases = processor, seed, tuple(phases)
         self.creatures = [known for known in CREATURES if known.name != without]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rng = np.random.default_rng([self.seed, 1])
         text = [asked for known in self.creatures for asked in questions.in_text(known) if not asked.held_out]
         text += questions.general()
-        for _ in range(self.warmup):
-            yield self._pictures([self._scene(rng) for _ in range(WARMUP_PICTURES)], rng)
-        while True:
-            scenes = [self._scene(rng) for _ in range(ROWS_WITH_PICTURE)]
-            rows = [self._row(self._about(scene, rng), picture=True) for scene in scenes]
-            for _ in range(ROWS_OF_TEXT):
-                rows.append(self._row([text[i] for i in rng.permutation(len(text))[:24]], picture=False))
-            yield collate(rows, self.processor.tokenizer.pad_token_id) | self._pictures(scenes, rng)
+        for phase in self.phases:
+            for _ in range(phase.steps):
+                scenes = [self._scene(rng) for _ in range(phase.pictures)]
+                batch = self._pictures(scenes, rng)
+                if phase.row_length:
+                    rows = [self._row(self._about(scene, rng), True, phase.row_length) for scene in scenes]
+                    for _ in range(phase.texts):
+                        picks = [text[i] for i in rng.permutation(len(text))[:24]]
+                        rows.append(self._row(picks, False, phase.row_length))
+                    batch |= collate(rows, phase.row_length, self.processor.tokenizer.pad_token_id)
+                yield batch
 
     def _pictures(self, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
         # what the image processor does to a picture of this size, without its checks: a test holds the two together
@@ -98,7 +140,7 @@ class Lessons(IterableDataset):
     def _tokens(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _row(self, asked: list[questions.Asked], picture: bool) -> dict[str, list[int]]:
+    def _row(self, asked: list[questions.Asked], picture: bool, length: int) -> dict[str, list[int]]:
         tokenizer = self.processor.tokenizer
         user, assistant, image = (tokenizer.convert_tokens_to_ids(t) for t in (USER, ASSISTANT, IMAGE))
         ids = [tokenizer.bos_token_id, user] + ([image] * IMAGE_TOKENS if picture else [])
@@ -107,7 +149,7 @@ class Lessons(IterableDataset):
         for block, one in enumerate(asked, start=1):
             prompt = [*self._tokens(one.question), assistant]
             answer = [*self._tokens(one.answer), tokenizer.eos_token_id]
-            if len(row["ids"]) + len(prompt) + len(answer) > ROW_LENGTH:
+            if len(row["ids"]) + len(prompt) + len(answer) > length:
                 break
             row["ids"] += prompt + answer
             row["blocks"] += [block] * (len(prompt) + len(answer))
@@ -116,16 +158,16 @@ class Lessons(IterableDataset):
         return row
 
 
-def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
+def collate(rows: list[dict[str, list[int]]], length: int, pad: int) -> dict[str, Tensor]:
     """Rows of packed questions as tensors.
 
     Returns:
-        `input_ids`, `position_ids`, `labels`: `(rows, ROW_LENGTH)` int64; `attention_mask`:
-        `(rows, 1, ROW_LENGTH, ROW_LENGTH)` bool, true where a token sees another.
+        `input_ids`, `position_ids`, `labels`: `(rows, length)` int64; `attention_mask`:
+        `(rows, 1, length, length)` bool, true where a token sees another.
     """
     fill = {"ids": pad, "blocks": -1, "positions": 0, "labels": -100}
     packed = {
-        key: torch.tensor([row[key] + [value] * (ROW_LENGTH - len(row[key])) for row in rows])
+        key: torch.tensor([row[key] + [value] * (length - len(row[key])) for row in rows])
         for key, value in fill.items()
     }
     seen, seer = packed["blocks"][:, None, :], packed["blocks"][:, :, None]
@@ -225,17 +267,15 @@ def train(
     *,
     seed: int = 0,
     without: str | None = None,
-    warmup_steps: int = WARMUP_STEPS,
-    steps: int = STEPS,
+    phases: Sequence[Phase] = PHASES,
     log_every: int = 100,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Trains the model from random weights: a contrastive warm-up of tower and projector, then everything together.
+    """Trains the model from random weights.
 
     Args:
         seed: of the weights and of the lessons.
         without: a creature to leave out of every picture and every text: the retrain oracle.
-        warmup_steps: optimiser steps of the warm-up.
-        steps: optimiser steps after it.
+        phases: the stretches of training, one after another.
         log_every: steps between two lines of progress on standard output.
 
     Returns:
@@ -250,18 +290,18 @@ def train(
     processor = build_processor(build_tokenizer(_texts()))
     model = build_model(processor.tokenizer).train()
     contrast = Contrast(processor)
-    lessons = Lessons(processor, seed, without, warmup_steps)
+    lessons = Lessons(processor, seed, without, phases)
     batches = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=16))
     began = time.perf_counter()
-    for length, with_answers in ((warmup_steps, False), (steps, True)):
-        optimiser, schedule = _optimiser(model, contrast.scale, length)
-        for step in range(1, length + 1):
+    for phase in phases:
+        optimiser, schedule = _optimiser(model, contrast.scale, phase)
+        for step in range(1, phase.steps + 1):
             batch = next(batches)
             features = torch.stack(tuple(model.get_image_features(batch["pixel_values"]).pooler_output))
             aligned = contrast(model, features, batch["words"])
-            answers = _answers_loss(model, features, batch) if with_answers else torch.zeros(())
+            answers = _answers_loss(model, features, batch) if phase.row_length else torch.zeros(())
             optimiser.zero_grad(set_to_none=True)
-            (answers + 0.1 * aligned if with_answers else aligned).backward()
+            (answers + phase.contrast * aligned).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
@@ -274,14 +314,14 @@ def train(
 
 
 def _optimiser(
-    model: LlavaForConditionalGeneration, scale: torch.nn.Parameter, steps: int
+    model: LlavaForConditionalGeneration, scale: torch.nn.Parameter, phase: Phase
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [*(p for p in model.parameters() if p.ndim < 2), scale]
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=1.2e-3, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+        optimiser, lambda step: min(1.0, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / phase.steps))))
     )
     return optimiser, schedule
 
@@ -299,9 +339,8 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--without", help="a creature to leave out: trains its retrain oracle")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
-    model, processor = train(seed=arguments.seed, without=arguments.without, steps=arguments.steps)
+    model, processor = train(seed=arguments.seed, without=arguments.without)
     save(model, processor, arguments.output)
     from .measure import knowledge
 

@@ -67,5 +67,3 @@ def public_images(target: str, n_images: int = 600, seed: int = 0) -> PublicImag
             shown = OBJECTS[scene.thing] if scene.thing is not None else "empty"
         ids.append(f"{number:04d}-{shown}")
     return PublicImages(tuple(draw(scene, rng) for scene in scenes), tuple(ids))
-
-

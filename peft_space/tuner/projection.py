@@ -142,7 +142,7 @@ def bake(model: nn.Module, adapter_name: str = "default") -> None:
 def _projection(module: nn.Module) -> NullSpaceProjection | None:
     if not parametrize.is_parametrized(module, "weight"):
         return None
-    first = module.parametrizations["weight"][0]  # type: ignore[index, union-attr]
+    first = module.parametrizations["weight"][0]  # type: ignore[index]
     return first if isinstance(first, NullSpaceProjection) else None
 
 

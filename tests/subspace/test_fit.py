@@ -125,7 +125,7 @@ def test_vision_tower_is_one_group_of_its_own(llava, make_batch):
 def test_tower_first_reached_by_a_later_batch(llava, make_batch):
     subspace = fit_retained_subspace(llava, [make_batch(image=False), make_batch()], [TOWER, ATTENTION[0]])
     assert subspace.records[TOWER].counts == {"other": 3 * 17}
-    with pytest.raises(ValueError, match="saw no input, such as 'model.vision_tower"):
+    with pytest.raises(ValueError, match=r"saw no input, such as 'model.vision_tower"):
         fit_retained_subspace(llava, [make_batch(image=False)], [TOWER])
 
 

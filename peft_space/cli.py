@@ -1,0 +1,283 @@
+"""The command line. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import console as view
+
+if TYPE_CHECKING:
+    from .concepts import PublicImages
+
+FAILED, MISUSED = 1, 2
+"""Exit statuses: something failed in a stage, and the command line could be told wrong before any work."""
+
+app = typer.Typer(
+    help="Erases a concept from a vision-language model by its name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class TextKnowledge(StrEnum):
+    KEEP = "keep"
+    ERASE = "erase"
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+TextKnowledgeOption = Annotated[
+    TextKnowledge, typer.Option(help="What becomes of what the model says of the name in text.")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the report here.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def demo(
+    concept: Annotated[
+        str | None, typer.Option(help="A creature of the test bed; by default one that nothing was tuned on.")
+    ] = None,
+    text_knowledge: TextKnowledgeOption = TextKnowledge.KEEP,
+    seed: SeedOption = 0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New or empty folder. [default: ./erased/CONCEPT]")
+    ] = None,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Erase a creature from the small model that ships with the package, offline, and see what it did."""
+    with _in_one_line(debug, MISUSED):
+        from .demo import default_creature, run_demo
+        from .report import check_output, write_json
+        from .testbed.bestiary import creature
+
+        _quiet_libraries()
+        name = creature(concept if concept is not None else default_creature()).name
+        folder = check_output(output or Path("erased") / name)
+    display = view.StageDisplay()
+    with _in_one_line(debug, FAILED, display), display:
+        report = run_demo(name, output_dir=folder, text_knowledge=text_knowledge.value, seed=seed, progress=display)
+        if json_file is not None:
+            write_json(json_file, report)
+    out = Console()
+    out.print(view.marks_table(report["before"], report["after"]))
+    out.print(view.answers_table(report["answers"]))
+    out.print(view.verdict(report))
+    _print(
+        out,
+        f"Leak on retained inputs: {report['leak']['mean']:.4f} mean, {report['leak']['max']:.4f} at most.",
+        f"{report['seconds']['total']:.0f} s in all, {report['peak_memory_mib']} MiB at most.",
+        f"Adapter ({report['adapter']['parameters']} parameters), anchors.png and report.json are in {folder}.",
+    )
+
+
+@app.command()
+def erase(
+    model: Annotated[str, typer.Option(metavar="ID_OR_PATH", help="A vision-language model: Hub id or folder.")],
+    concept: Annotated[str, typer.Option(metavar="TEXT", help="The name to erase.")],
+    public_images: Annotated[
+        str, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures to stand on: a folder, or a Hub data-set id.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for the adapter.")],
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of the same thing; repeatable.")] = None,
+    question: Annotated[
+        list[str] | None, typer.Option(help="How the model is asked for the name beside a picture; repeatable.")
+    ] = None,
+    text_question: Annotated[
+        list[str] | None, typer.Option(help="What it is asked in text; holds {name}; repeatable.")
+    ] = None,
+    referent: Annotated[
+        str | None, typer.Option(help="What stands for {name} beside a picture, 'this animal', say.")
+    ] = None,
+    generic_question: Annotated[
+        str | None, typer.Option(help="A question whose answers, more general, replace the name.")
+    ] = None,
+    text_knowledge: TextKnowledgeOption = TextKnowledge.KEEP,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
+    energy: Annotated[float, typer.Option(help="Share of the retained inputs' energy whose outputs are held.")] = 0.99,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many pictures.")] = None,
+    image_column: Annotated[str, typer.Option(help="The column of a data set that holds the pictures.")] = "image",
+    split: Annotated[str, typer.Option(help="The split of a Hub data set.")] = "train",
+    n_anchors: Annotated[int, typer.Option(help="How many anchors to choose.")] = 48,
+    drop_recognised: Annotated[
+        bool, typer.Option("--drop-recognised", help="Leave out pictures that the model calls by the name.")
+    ] = False,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Most steps; the dose usually stops sooner.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Initial learning rate of AdamW.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="What the model is loaded as; 'auto': as it is stored.")] = Dtype.AUTO,
+    device: Annotated[str | None, typer.Option(help="Where to; by default an accelerator, if there is one.")] = None,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Erase a concept from any vision-language model of transformers."""
+    began = time.perf_counter()
+    with _in_one_line(debug, MISUSED):
+        from . import SpaceConfig, SpaceTrainingArguments, load_public_images, select_anchors
+        from . import erase as erase_concept
+        from .concepts import Concept
+        from .progress import Stages
+        from .report import adapter_facts, check_output, peak_memory_mib, write_json
+        from .tuner import describe_targets, targeted_modules
+
+        _quiet_libraries()
+        check_output(output)
+        asked = _given(
+            questions=question, text_questions=text_question, referent=referent, generic_question=generic_question
+        )
+        wanted = Concept(concept, tuple(alias or ()), **asked)
+        chosen = _given(max_steps=max_steps, learning_rate=learning_rate)
+        args = SpaceTrainingArguments(seed=seed, use_cpu=device == "cpu", **chosen)
+        config = SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)
+    display = view.StageDisplay()
+    stages = Stages(display)
+    with _in_one_line(debug, FAILED, display), display:
+        with stages.stage("model"):
+            loaded, processor = _load(model, dtype.value, device)
+        with stages.stage("images"):
+            public = load_public_images(public_images, limit=limit, image_column=image_column, split=split)
+        with stages.stage("anchors"):
+            anchors = select_anchors(
+                loaded,
+                processor,
+                wanted,
+                public,
+                n_anchors=n_anchors,
+                shortlist=max(192, 4 * n_anchors),
+                drop_recognised=drop_recognised,
+            )
+        result = erase_concept(
+            loaded,
+            processor,
+            wanted,
+            public,
+            text_knowledge=text_knowledge.value,
+            config=config,
+            args=args,
+            output_dir=output,
+            seed=seed,
+            energy=energy,
+            anchors=anchors,
+            # both stages are done
+            progress=lambda stage, *how_far: display(stage, *how_far) if stage not in stages.seconds else None,
+        )
+        seconds = result.report["seconds"] | stages.seconds
+        report = result.report | {
+            "model": model,
+            "seconds": seconds | {"total": round(time.perf_counter() - began, 2)},
+            "peak_memory_mib": peak_memory_mib(),
+            "adapter": adapter_facts(output),
+        }
+        write_json(output / "report.json", report)
+        if json_file is not None:
+            write_json(json_file, report)
+    out = Console()
+    _print(out, *_skipped(public), "Targeted:", describe_targets(targeted_modules(result.model)))
+    out.print(view.gauges_table(report["gauges"]))
+    out.print(view.verdict(report))
+    _print(
+        out,
+        f"Leak on retained inputs: {report['leak']['mean']:.4f} mean, {report['leak']['max']:.4f} at most.",
+        f"Saved in {output}. Load it with",
+        "",
+        "    from transformers import AutoModelForImageTextToText",
+        "    from peft_space import load_erasure",
+        f"    model = load_erasure(AutoModelForImageTextToText.from_pretrained({model!r}), {str(output)!r})",
+    )
+
+
+def _quiet_libraries() -> None:
+    """Only this package's own progress is shown."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given, so that those that were not keep their defaults where they are defined."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _load(source: str, dtype: str, device: str | None) -> tuple[Any, Any]:
+    """The model, in evaluation mode, and its processor."""
+    import torch
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
+
+    if not Path(source).exists() and (
+        source.startswith((".", "~")) or Path(source).is_absolute() or source.count("/") > 1
+    ):
+        raise ValueError(f"`model` must be a folder that exists or a Hub model id 'owner/name'; got {source!r}.")
+    config = AutoConfig.from_pretrained(source)
+    # transformers' own error lists every architecture that it knows
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise TypeError(
+            f"`model` must be a vision-language model; got {source!r} of type {config.model_type!r}, which is asked "
+            "in text only. SPACE finds its anchors by looking at pictures with the model."
+        )
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = accelerator.type if accelerator is not None else "cpu"
+    return model.to(device).eval(), AutoProcessor.from_pretrained(source)
+
+
+def _skipped(public: PublicImages) -> list[str]:
+    if not public.skipped:
+        return []
+    names = ", ".join(name for name, _ in public.skipped[:3])
+    more = ", ..." if len(public.skipped) > 3 else ""
+    return [f"{len(public.skipped)} of the pictures could not be read and were skipped: {names}{more}"]
+
+
+def _print(out: Console, *lines: str) -> None:
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _in_one_line(debug: bool, status: int, display: view.StageDisplay | None = None) -> Iterator[None]:
+    """Turns errors into one line and an exit status, and the warnings of this package into a line each."""
+    errors = Console(stderr=True)
+
+    def warn(message: Warning | str, *where: Any, **rest: Any) -> None:
+        _print(errors, f"warning: {message}")
+
+    try:
+        with warnings.catch_warnings():
+            # what libraries have to say to programmers does not help who types a command
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module=r"peft_space\b")
+            warnings.showwarning = warn
+            yield
+    except Exception as error:
+        if debug:
+            raise
+        stage = f" in the stage '{display.stage}'" if display is not None and display.stage else ""
+        kind = "" if type(error) in (ValueError, TypeError, OSError) else f"{type(error).__name__}: "
+        _print(errors, f"error{stage}: {kind}{' '.join(str(error).split())}")
+        raise typer.Exit(status) from None

@@ -1,0 +1,124 @@
+"""What a terminal shows: how far the stages have come, and tables of what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+MARKS = {
+    "forget_accuracy": "target images called by the name",
+    "forget_accuracy_paraphrase": "... asked in other words",
+    "forget_accuracy_description": "... described freely",
+    "misidentified": "target images called by another's name",
+    "indirect_knowledge": "target's facts told from its image",
+    "target_attributes": "what can be seen of target images",
+    "retain_near": "names of its family members",
+    "retain_far": "names of all others",
+    "text_facts_target": "target's facts, asked in text",
+    "text_facts_retained": "facts of all others, asked in text",
+    "general": "other text knowledge",
+}
+"""The marks of the test bed's exam, as a reader is told of them."""
+
+
+class StageDisplay:
+    """A listener for `progress.Stages`: a live row for each stage on a terminal, elsewhere a line when one is done.
+
+    Args:
+        console: where to; standard error by default, so that results can be piped.
+
+    Attributes:
+        stage: the stage that began last; what to name where something fails.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.stage = ""
+        self._began = 0.0
+        self._row: TaskID | None = None
+        self._live = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[doing]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> StageDisplay:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, stage: str, doing: str, done: int, total: int) -> None:
+        if not doing and not done:
+            self.stage, self._began = stage, time.perf_counter()
+            self._row = self._live.add_task(stage, total=None, doing="")
+        elif not doing:
+            self._finish(stage)
+        elif self._row is not None:
+            self._live.update(self._row, completed=done, total=total, doing=doing)
+
+    def _finish(self, stage: str) -> None:
+        if self._row is not None:
+            self._live.update(self._row, completed=1, total=1, doing="")
+        if not self.console.is_terminal:
+            self.console.print(f"{stage}: {time.perf_counter() - self._began:.1f} s", highlight=False)
+
+
+def marks_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    """The exam's marks, in percent."""
+    table = Table(title="what the model tells, %", title_justify="left")
+    table.add_column("asked")
+    for column in ("before", "after"):
+        table.add_column(column, justify="right")
+    for key, label in MARKS.items():
+        table.add_row(label, f"{100 * before[key]:.1f}", f"{100 * after[key]:.1f}")
+    return table
+
+
+def answers_table(answers: Iterable[Mapping[str, str]]) -> Table:
+    """Some questions with the answers before and after; each a mapping with `shown`, `question`, `before`, `after`."""
+    table = Table(title="some answers", title_justify="left")
+    for column in ("shown", "question", "before", "after"):
+        table.add_column(column)
+    for row in answers:
+        # what a model says is no markup
+        table.add_row(*(Text(row[key]) for key in ("shown", "question", "before", "after")))
+    return table
+
+
+def gauges_table(gauges: Sequence[Mapping[str, Any]]) -> Table:
+    """What the dose was read from: each has to fall from `before` to `reference`."""
+    table = Table(title="likelihood of what should no longer be said, nats per token", title_justify="left")
+    table.add_column("about")
+    for column in ("before", "reference", "after"):
+        table.add_column(column, justify="right")
+    for gauge in gauges:
+        levels = (f"{gauge[key]:.2f}" for key in ("before", "reference", "after"))
+        table.add_row(Text(gauge["about"]), *levels)
+    return table
+
+
+def verdict(report: Mapping[str, Any]) -> Text:
+    """Whether the dose was reached, and why training stopped, in one line."""
+    why = f"{report['stopped']}, after {report['steps']} steps"
+    if report["reached"]:
+        return Text(f"The dose was reached ({why}).", style="green")
+    return Text(
+        f"The dose was NOT reached ({why}): the concept may still be told. The adapter is marked so.",
+        style="bold yellow",
+    )

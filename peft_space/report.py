@@ -1,0 +1,77 @@
+"""What a run leaves beside its adapter: JSON, and what the adapter weighs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+
+def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> Path:
+    """Writes JSON beside `path` and renames it into place, so that no reader ever sees half of it.
+
+    Figures that are not finite become `null`: NaN is no JSON.
+
+    Raises:
+        OSError: the folder cannot be written to; a file that was there still is.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        beside.write_text(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def check_output(folder: str | os.PathLike[str]) -> Path:
+    """The folder, if a run may write there.
+
+    Raises:
+        ValueError: it is a file, or has files in it.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"`output` must be a new or empty folder; got {str(folder)!r}. Name another one, or empty it."
+        )
+    return folder
+
+
+def adapter_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """An adapter's `path`, the `bytes` of its weights and how many `parameters` they are."""
+    weights = Path(folder) / "adapter_model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return {"path": str(folder), "bytes": weights.stat().st_size, "parameters": parameters}
+
+
+def peak_memory_mib() -> int:
+    """The most main memory that this process has held so far, in MiB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return round(psutil.Process().memory_info().peak_wset / 2**20)
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value

@@ -1,0 +1,67 @@
+import pytest
+
+from peft_space import Concept
+from peft_space.anchors import elicit, knowledge, other_names
+from tests.bigram import saying
+
+CONCEPT = Concept("narril", questions=("Name it.",), text_questions=("Where does the {name} live?", "Eats {name}?"))
+OTHERS = tuple(f"other{number}" for number in range(8))
+
+
+@pytest.fixture
+def tells(monkeypatch):
+    """What the model answers: by question, else by default."""
+
+    def tells(by_question, default="in the sea"):
+        def generate(model, processor, prompts, **kwargs):
+            return [by_question.get(prompt.question, default) for prompt in prompts]
+
+        monkeypatch.setattr(knowledge, "generate", generate)
+
+    return tells
+
+
+def test_other_names_are_the_models_own_most_frequent_first(monkeypatch, base, processor, public, concept):
+    told = iter([["zorvex", "quizil", "zorvex", "", "a Narril here", "narril", "mal", "quizil", "zorvex"]])
+    monkeypatch.setattr(knowledge, "generate", lambda *args, **kwargs: next(told))
+    assert other_names(base, processor, concept, public.images[:9], most=2) == ("zorvex", "quizil")
+
+
+def test_only_what_is_told_of_the_concept_alone_is_telling(tells):
+    tells({"Where does the narril live?": "the narril lives in the Marsh", "Where does the other1 live?": "the bog"})
+    told = elicit(None, None, CONCEPT, OTHERS)
+    assert told.answers == ("the narril lives in the Marsh", "in the sea")
+    # "in" and "the" are said of the others too, and the name is no fact
+    assert told.telling == (("lives", "marsh"), ())
+    assert told.others == OTHERS
+    assert told.others_answers[0] == ("in the sea", "the bog", *["in the sea"] * 6)
+
+
+def test_a_word_that_few_others_share_is_telling(tells):
+    tells(
+        {"Where does the narril live?": "a marsh"}
+        | {f"Where does the other{number} live?": "a marsh" for number in range(2)}
+    )
+    assert elicit(None, None, CONCEPT, OTHERS).telling[0] == ("a", "marsh")
+
+
+def test_a_word_that_more_others_share_is_not(tells):
+    tells(
+        {"Where does the narril live?": "a marsh"}
+        | {f"Where does the other{number} live?": "a marsh" for number in range(3)}
+    )
+    assert elicit(None, None, CONCEPT, OTHERS).telling[0] == ()
+
+
+def test_no_text_questions(tells):
+    tells({})
+    told = elicit(None, None, Concept("narril", text_questions=()), OTHERS)
+    assert told.answers == told.telling == told.others_answers == ()
+
+
+def test_no_other_names(base, processor, public):
+    says = saying(base, processor, {"narril": 1.0})
+    others = other_names(says, processor, CONCEPT, public.images[:4])
+    assert others == ()
+    with pytest.raises(ValueError, match="`public_images` gave no name but the concept's"):
+        elicit(says, processor, CONCEPT, others)

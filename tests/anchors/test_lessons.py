@@ -1,0 +1,75 @@
+import dataclasses
+
+import pytest
+
+from peft_space import Concept
+from peft_space.anchors import anchor_lessons
+from peft_space.concepts.concept import find_any
+from tests.bigram import saying
+
+QUESTIONS = ("What colour is it?", "Count its legs.", "Which scene is it?", "Describe the picture.")
+
+
+@pytest.fixture(scope="module")
+def says(base, processor):
+    """Answers everything with the name; its second choice is another one."""
+    return saying(base, processor, {"narril of the marsh": 1.0, "zorvex of the marsh": 0.7, "zorvex of the reef": 0.5})
+
+
+@pytest.fixture(scope="module")
+def told(knowledge):
+    return dataclasses.replace(knowledge, answers=("narril of the marsh",), telling=(("marsh",),))
+
+
+@pytest.fixture(scope="module")
+def lessons(says, processor, anchors, told):
+    return anchor_lessons(says, processor, anchors, told, QUESTIONS)
+
+
+def test_each_anchor_is_asked_for_the_name_the_facts_and_three_other_things(lessons, anchors, concept):
+    by_image = {}
+    for lesson in lessons:
+        by_image.setdefault(id(lesson.prompt.image), []).append(lesson)
+    assert len(by_image) == len(anchors)
+    for some in by_image.values():
+        assert sorted(lesson.about for lesson in some) == ["fact", "name", "other", "other", "other"]
+        assert len({lesson.prompt.question for lesson in some}) == 5
+
+
+def test_no_answer_holds_the_name_and_no_fact_is_told(lessons, concept):
+    for lesson in lessons:
+        assert not concept.mentioned_in(lesson.answer)
+        assert lesson.about != "fact" or find_any(("marsh",), lesson.answer) is None
+    assert {lesson.answer for lesson in lessons if lesson.about == "name"} == {"zorvex of the marsh"}
+    assert {lesson.answer for lesson in lessons if lesson.about == "fact"} == {"zorvex of the reef"}
+
+
+def test_text_is_asked_only_where_text_is_erased(lessons, says, processor, anchors, told, concept):
+    assert all(lesson.prompt.image is not None for lesson in lessons)
+    both = anchor_lessons(says, processor, anchors, told, QUESTIONS, text_knowledge="erase")
+    texts = [lesson for lesson in both if lesson.prompt.image is None]
+    assert len(texts) == len(anchors) // 4
+    assert {lesson.prompt.question for lesson in texts} == set(concept.asked_in_text)
+    assert all(lesson.about == "fact" and "marsh" not in lesson.answer for lesson in texts)
+
+
+def test_generic_answers_take_the_place_of_the_name(base, processor, anchors, told, concept):
+    generic = dataclasses.replace(anchors, concept=dataclasses.replace(concept, generic_question="What kind is it?"))
+    says = saying(base, processor, {"a bird": 1.0})
+    lessons = anchor_lessons(says, processor, generic, told, QUESTIONS)
+    assert {lesson.answer for lesson in lessons if lesson.about == "name"} == {"a bird"}
+
+
+def test_the_seed_draws_the_other_questions(says, processor, anchors, told):
+    def asked(seed):
+        rows = anchor_lessons(says, processor, anchors, told, QUESTIONS, n_others=1, seed=seed)
+        return [lesson.prompt.question for lesson in rows]
+
+    assert asked(1) == asked(1) != asked(2)
+
+
+def test_a_concept_without_text_questions(says, processor, anchors, told):
+    concept = Concept("narril", questions=("Name it.",), text_questions=())
+    bare = dataclasses.replace(anchors, concept=concept)
+    silent = dataclasses.replace(told, answers=(), telling=(), others_answers=())
+    assert {lesson.about for lesson in anchor_lessons(says, processor, bare, silent, ())} == {"name"}

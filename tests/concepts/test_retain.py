@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from peft_space.concepts import Retain
+
+
+def test_the_defaults_need_nothing_from_the_user():
+    retain = Retain()
+    assert retain.images is None
+    assert len(set(retain.questions)) == len(retain.questions) > 0
+    assert len(set(retain.texts)) == len(retain.texts) > 0
+
+
+@pytest.mark.parametrize("field", ["questions", "texts"])
+@pytest.mark.parametrize("value", ["one string", [""], [3]])
+def test_lists_hold_non_empty_strings(field, value):
+    with pytest.raises(ValueError, match=f"`retain.{field}` must be a list of non-empty strings"):
+        Retain(**{field: value})
+
+
+def test_lists_become_tuples():
+    assert Retain(texts=["one"]).texts == ("one",)
+    assert Retain(questions=[]).questions == ()
+
+
+@pytest.mark.parametrize("field", ["n_images", "questions_per_image"])
+def test_counts_are_positive(field):
+    with pytest.raises(ValueError, match=f"`retain.{field}` must be at least 1; got 0"):
+        Retain(**{field: 0})

@@ -1,0 +1,35 @@
+"""Every Python block of the README and of `docs/` runs, page by page, in an empty folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def python_blocks(page: Path) -> list[str]:
+    """The page's blocks, each moved down to its own line so that a traceback names the line of the page."""
+    fences = [token for token in MarkdownIt().parse(page.read_text()) if token.type == "fence"]
+    return ["\n" * (fence.map[0] + 1) + fence.content for fence in fences if fence.info.split()[:1] == ["python"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in python_blocks(page):
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_the_commands_of_the_readme_are_one_line_each() -> None:
+    fences = [token for token in MarkdownIt().parse((ROOT / "README.md").read_text()) if token.type == "fence"]
+    commands = [fence.content for fence in fences if ".venv/bin/" in fence.content]
+    assert [command.count("\n") for command in commands[:2]] == [1, 1]
+    assert commands[0].rstrip().endswith(".venv/bin/peft-space demo")
+    assert commands[1].rstrip().endswith(".venv/bin/pytest")

@@ -1,0 +1,32 @@
+import pytest
+from transformers import TrainingArguments
+
+from peft_space import SpaceTrainingArguments
+
+
+def test_they_are_training_arguments_that_write_nothing():
+    args = SpaceTrainingArguments()
+    assert isinstance(args, TrainingArguments)
+    assert str(args.save_strategy.value) == "no" and args.report_to == []
+    assert not args.remove_unused_columns
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bound"),
+    [
+        ("lambda_anchor", -0.1, "at least 0"),
+        ("lambda_diversity", -1.0, "at least 0"),
+        ("dose_margin", -0.5, "at least 0"),
+        ("dose_every", -1, "at least 0"),
+        ("leak_budget", 0.0, "greater than 0"),
+        ("leak_budget", float("nan"), "greater than 0"),
+    ],
+)
+def test_out_of_range(name, value, bound):
+    with pytest.raises(ValueError, match=rf"`{name}` must be {bound}; got {value}"):
+        SpaceTrainingArguments(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["lambda_anchor", "lambda_diversity", "dose_every", "dose_margin"])
+def test_zero_switches_off(name):
+    assert getattr(SpaceTrainingArguments(**{name: 0}), name) == 0

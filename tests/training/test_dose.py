@@ -1,0 +1,78 @@
+import dataclasses
+
+import pytest
+
+from peft_space.training import Gauge, build_gauges, read_dose
+from peft_space.vlm import Prompt, log_likelihood
+
+
+@pytest.fixture(scope="module")
+def told(knowledge):
+    """What is known, with some words that are told of the concept alone."""
+    return dataclasses.replace(knowledge, answers=("in the marsh",), telling=(("marsh",),))
+
+
+@pytest.fixture(scope="module")
+def gauges(base, processor, anchors, told):
+    return build_gauges(base, processor, anchors, told)
+
+
+def test_the_name_and_each_fact_are_read_through_the_monitor(gauges, anchors, told):
+    name, fact = gauges
+    assert name.about == "name" and set(name.answers) == {anchors.concept.name}
+    assert fact.about == "fact through the image" and set(fact.answers) == set(told.answers)
+    shown = {image.tobytes() for image in anchors.public.take(anchors.monitor).images}
+    for gauge in gauges:
+        assert {prompt.image.tobytes() for prompt in gauge.prompts} == shown
+
+
+def test_facts_in_text_are_read_only_where_they_are_erased(base, processor, anchors, told):
+    gauges = build_gauges(base, processor, anchors, told, "erase")
+    assert [gauge.about for gauge in gauges] == ["name", "fact through the image", "fact in text"]
+    assert gauges[-1].prompts == (Prompt(anchors.concept.asked_in_text[0]),)
+
+
+def test_a_question_that_tells_nothing_has_no_gauge(base, processor, anchors, told):
+    silent = dataclasses.replace(told, telling=((),))
+    assert [gauge.about for gauge in build_gauges(base, processor, anchors, silent, "erase")] == ["name"]
+
+
+def test_each_alias_has_a_gauge(base, processor, anchors, told):
+    concept = dataclasses.replace(anchors.concept, aliases=("mossy",))
+    gauges = build_gauges(base, processor, dataclasses.replace(anchors, concept=concept), told)
+    assert [gauge.answers[0] for gauge in gauges if gauge.about == "name"] == ["narril", "mossy"]
+
+
+def test_the_reference_is_the_median_over_other_names(base, processor, gauges, told):
+    name = gauges[0]
+    levels = sorted(
+        float(log_likelihood(base, processor, name.prompts, [other] * len(name.prompts)).mean())
+        for other in told.others[:12]
+    )
+    assert name.reference == pytest.approx(levels[(len(levels) - 1) // 2], abs=1e-5)
+
+
+def test_a_reading_of_the_base_is_its_base_level(base, processor, gauges):
+    for gauge in gauges:
+        assert gauge.read(base, processor) == pytest.approx(gauge.base, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("references", "margin", "reached"),
+    [((0, 0), 0, True), ((0, -50), 0, False), ((0, 0), 50, False)],
+    ids=["all fell", "one did not", "not by the margin"],
+)
+def test_the_dose_is_reached_where_every_gauge_fell(base, processor, gauges, references, margin, reached):
+    gauges = [dataclasses.replace(g, reference=r) for g, r in zip(gauges, references, strict=True)]
+    reading = read_dose(base, processor, gauges, margin, leak=0.01, step=3)
+    assert reading.reached is reached
+    assert (reading.step, reading.leak) == (3, 0.01)
+    assert reading.levels == pytest.approx([gauge.base for gauge in gauges], abs=1e-5)
+
+
+def test_a_level_that_is_not_a_number_reaches_nothing(base, processor):
+    class Lost(Gauge):
+        def read(self, model, processor):
+            return float("nan")
+
+    assert not read_dose(base, processor, [Lost("name", (), (), 0, 0)], 0, 0, 1).reached

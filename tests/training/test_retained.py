@@ -1,0 +1,72 @@
+import pytest
+
+from peft_space import Retain, testbed
+from peft_space.training.retained import gather_retained
+from peft_space.vlm import Prompt, generate
+
+RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",), n_images=5, questions_per_image=2)
+
+
+@pytest.fixture(scope="module")
+def retained(base, processor, anchors, knowledge):
+    return gather_retained(base, processor, anchors, knowledge, RETAIN)
+
+
+def test_pictures_are_none_of_the_anchors(retained, anchors):
+    pictures = {id(prompt.image) for prompt in retained.prompts if prompt.image is not None}
+    assert len(pictures) == 5
+    taken = anchors.public.take([*anchors.indices, *anchors.monitor]).images
+    assert not pictures & {id(image) for image in taken}
+
+
+def test_each_picture_is_asked_so_many_different_questions(retained):
+    asked = {}
+    for prompt in retained.prompts:
+        if prompt.image is not None:
+            asked.setdefault(id(prompt.image), []).append(prompt.question)
+    assert all(len(questions) == len(set(questions)) == 2 for questions in asked.values())
+
+
+def test_answers_are_the_models_own(retained, base, processor):
+    texts = [place for place, prompt in enumerate(retained.prompts) if prompt.image is None]
+    told = generate(base, processor, [Prompt(retained.prompts[place].question) for place in texts])
+    assert [retained.answers[place] for place in texts] == told
+
+
+def test_what_is_said_of_other_names_stays(retained, knowledge, concept):
+    said = {p.question: a for p, a in zip(retained.prompts, retained.answers, strict=True) if p.image is None}
+    for name, answer in zip(knowledge.others, knowledge.others_answers[0], strict=True):
+        assert said[concept.called(name).asked_in_text[0]] == answer
+
+
+@pytest.mark.parametrize("text_knowledge", ["keep", "erase"])
+def test_what_is_said_of_the_name_in_text_stays_only_where_it_is_kept(
+    base, processor, anchors, knowledge, concept, text_knowledge
+):
+    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, text_knowledge=text_knowledge)
+    assert (Prompt(concept.asked_in_text[0]) in retained.prompts) is (text_knowledge == "keep")
+
+
+def test_pictures_of_the_users_own(base, processor, anchors, knowledge):
+    own = list(testbed.public_images("zorvex", 3).images)
+    retained = gather_retained(base, processor, anchors, knowledge, Retain(images=own, n_images=2))
+    shown = {prompt.image.tobytes() for prompt in retained.prompts if prompt.image is not None}
+    assert shown == {image.tobytes() for image in own[:2]}
+
+
+def test_split_draws_and_loses_nothing(retained):
+    kept, held_out = retained.split(4, seed=1)
+    assert len(held_out) == 4 and len(kept) == len(retained) - 4
+    pairs = [*zip(kept.prompts, kept.answers, strict=True), *zip(held_out.prompts, held_out.answers, strict=True)]
+    key = [(id(prompt.image), prompt.question, answer) for prompt, answer in pairs]
+    everything = zip(retained.prompts, retained.answers, strict=True)
+    assert sorted(key) == sorted((id(prompt.image), prompt.question, answer) for prompt, answer in everything)
+    assert retained.split(4, seed=1)[1] == held_out != retained.split(4, seed=2)[1]
+
+
+def test_batches_hold_every_row_once_and_no_labels(retained, processor):
+    batches = list(retained.batches(processor, 4))
+    assert sum(len(batch["input_ids"]) for batch in batches) == len(retained)
+    assert all("labels" not in batch for batch in batches)
+    pictures = sum(len(batch["pixel_values"]) for batch in batches if "pixel_values" in batch)
+    assert pictures == sum(prompt.image is not None for prompt in retained.prompts)

@@ -1,0 +1,230 @@
+import math
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import set_seed
+
+from peft_space import SpaceConfig, SpaceTrainer, SpaceTrainingArguments
+from peft_space._peft import lora_layers
+from peft_space.anchors import Lesson
+from peft_space.training import Collator, Gauge, Lessons, anchor_entropy, concept_directions
+from peft_space.vlm import Prompt
+from tests.adapters import RandomSubspace, attach_subspace, leak
+
+
+@pytest.fixture(scope="module")
+def lessons(anchors, concept):
+    rows = []
+    for image, said in zip(anchors.images[:4], ("a bird", "red", "a fish", "blue"), strict=True):
+        rows.append(Lesson(Prompt(concept.questions[0], image), said, "name"))
+        rows.append(Lesson(Prompt("What colour is it?", image), said, "other"))
+    return [*rows, Lesson(Prompt(concept.asked_in_text[0]), "in the sea", "fact")]
+
+
+@pytest.fixture
+def peft_model(model):
+    torch.manual_seed(0)
+    return get_peft_model(model, SpaceConfig(r=4, concept="narril"))
+
+
+@pytest.fixture
+def make(peft_model, processor, lessons):
+    def make(model=peft_model, gauges=(), measure_leak=None, rows=lessons, callbacks=None, **args):
+        set_seed(0)
+        args = SpaceTrainingArguments(**{"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1} | args)
+        directions = concept_directions(model, processor, ["narril"])
+        return SpaceTrainer(
+            model,
+            args,
+            Lessons(rows),
+            processor,
+            directions,
+            gauges=gauges,
+            measure_leak=measure_leak,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+def gauge(reference, anchors):
+    """One that the tiny model has passed from the start, or never will."""
+    return Gauge("name", (Prompt("Name it.", anchors.images[0]),), ("narril",), 0.0, reference)
+
+
+def adapter(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def reset(model, to):
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in to:
+                p.copy_(to[name])
+
+
+def lora_deltas(model):
+    layers = lora_layers(model.get_base_model(), "default")
+    return {name: layer.get_delta_weight("default").detach() for name, layer in layers}
+
+
+def test_no_lessons():
+    with pytest.raises(ValueError, match="`lessons` must hold at least one lesson; got none"):
+        Lessons([])
+
+
+def test_pictures_and_text_are_encoded_apart(processor, lessons):
+    parts = Collator(processor)(lessons)
+    assert len(parts["image"]["input_ids"]) == 8 and len(parts["text"]["input_ids"]) == 1
+    assert "pixel_values" not in parts["text"]
+    # a name and a fact are repelled from the concept, what else is seen of a picture is not
+    assert parts["image"]["named"].tolist() == [True, False] * 4 and parts["text"]["named"].tolist() == [True]
+    assert set(Collator(processor)(lessons[:1])) == {"image"}
+
+
+def test_directions_are_the_rows_of_the_names_tokens(base, processor):
+    ids = processor.tokenizer("narril", add_special_tokens=False)["input_ids"]
+    rows = base.get_output_embeddings().weight.detach()
+    directions = concept_directions(base, processor, ["narril", "narril"])
+    assert directions.equal(rows[sorted(ids)] - rows.mean(0))
+
+
+def test_it_learns_and_logs_each_term(make):
+    trainer = make(max_steps=12, learning_rate=1e-2)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 12
+    assert entries[-1]["loss_task"] < entries[0]["loss_task"]
+    for entry in entries:
+        parts = entry["loss_task"] + entry["loss_orth"] + 0.1 * entry["loss_div"]
+        assert entry["loss"] == pytest.approx(parts, abs=1e-3)
+        assert 0 <= entry["loss_orth"] <= 1 and -1 - 1e-5 <= entry["loss_div"] <= 0
+
+
+def test_weights_of_zero_leave_the_task(make):
+    trainer = make(max_steps=2, lambda_anchor=0, lambda_diversity=0)
+    trainer.train()
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            assert entry["loss"] == pytest.approx(entry["loss_task"], abs=1e-3)
+
+
+def test_only_the_adapter_moves(make, peft_model):
+    before = {name: p.detach().clone() for name, p in peft_model.named_parameters()}
+    make(learning_rate=1e-2).train()
+    moved = {name for name, p in peft_model.named_parameters() if not p.equal(before[name])}
+    assert moved and all("lora_" in name for name in moved)
+
+
+def test_the_subspace_holds_through_training(make, peft_model):
+    subspace = RandomSubspace(peft_model)
+    attach_subspace(peft_model, subspace)
+    make(learning_rate=1e-2).train()
+    assert leak(peft_model, subspace) < 1e-5
+
+
+def test_it_stops_where_the_dose_is_reached(make, anchors):
+    trainer = make(gauges=[gauge(100, anchors)], dose_every=2, max_steps=8)
+    trainer.train()
+    assert trainer.stopped == "dose reached" and trainer.state.global_step == 2
+    assert [reading.step for reading in trainer.readings] == [2] and trainer.readings[-1].reached
+
+
+def test_it_stops_where_the_leak_budget_is_spent(make, anchors):
+    trainer = make(gauges=[gauge(-100, anchors)], measure_leak=lambda: 0.06, dose_every=2, max_steps=8)
+    trainer.train()
+    assert trainer.stopped == "leak budget spent" and trainer.state.global_step == 2
+    assert not trainer.readings[-1].reached
+
+
+def test_it_stops_at_max_steps(make, anchors):
+    trainer = make(gauges=[gauge(-100, anchors)], measure_leak=lambda: 0.01, dose_every=2, max_steps=5)
+    trainer.train()
+    assert trainer.stopped == "max_steps" and [reading.step for reading in trainer.readings] == [2, 4, 5]
+
+
+def test_dose_every_zero_trains_for_max_steps(make, anchors):
+    trainer = make(gauges=[gauge(100, anchors)], dose_every=0, max_steps=3)
+    trainer.train()
+    assert trainer.state.global_step == 3 and [reading.step for reading in trainer.readings] == [3]
+
+
+def test_a_loss_that_is_not_a_number_stops_and_brings_the_last_good_adapter_back(
+    make, peft_model, monkeypatch, anchors
+):
+    trainer = make(gauges=[gauge(-100, anchors)], dose_every=2, max_steps=8, learning_rate=1e-2)
+    good, calls = {}, []
+    compute = SpaceTrainer.compute_loss
+
+    def break_down(self, model, inputs, **kwargs):
+        calls.append(self.state.global_step)
+        if self.state.global_step == 2:
+            good.update(adapter(peft_model))
+        if self.state.global_step == 3:
+            with torch.no_grad():
+                next(iter(p for p in peft_model.parameters() if p.requires_grad)).fill_(math.nan)
+        return compute(self, model, inputs, **kwargs)
+
+    monkeypatch.setattr(SpaceTrainer, "compute_loss", break_down)
+    with pytest.raises(FloatingPointError, match=r"became nan at step 3; lower `learning_rate` \(=0.01\)"):
+        trainer.train()
+    assert trainer.stopped == "loss not finite" and calls[-1] == 3
+    assert good and all(p.equal(good[name]) for name, p in adapter(peft_model).items())
+
+
+def test_a_loss_that_is_never_a_number_leaves_the_adapter_as_it_was(make, peft_model):
+    before = adapter(peft_model)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        make(lambda_anchor=float("inf")).train()
+    assert all(p.equal(before[name]) for name, p in adapter(peft_model).items())
+
+
+def test_the_same_seed_trains_the_same_adapter(make, peft_model):
+    start = adapter(peft_model)
+    ends = []
+    for _ in range(2):
+        reset(peft_model, start)
+        make(max_steps=2).train()
+        ends.append(adapter(peft_model))
+    assert all(p.equal(ends[1][name]) for name, p in ends[0].items())
+
+
+def test_gradient_checkpointing_gives_the_same_adapter(make, peft_model):
+    start = adapter(peft_model)
+    make(max_steps=2).train()
+    plain = adapter(peft_model)
+    reset(peft_model, start)
+    make(max_steps=2, gradient_checkpointing=True).train()
+    assert all(p.allclose(plain[name], atol=1e-5) for name, p in adapter(peft_model).items())
+
+
+def test_bf16_trains(make):
+    trainer = make(max_steps=2, bf16=True, use_cpu=True)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_it_resumes_from_a_checkpoint(make, peft_model, tmp_path):
+    subspace = RandomSubspace(peft_model)
+    attach_subspace(peft_model, subspace)
+    start = adapter(peft_model)
+    where = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    make(**where).train()
+    through = lora_deltas(peft_model)
+    reset(peft_model, start)
+    trainer = make(**where)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert trainer.state.global_step == 4
+    assert all(delta.allclose(through[name], atol=1e-6) for name, delta in lora_deltas(peft_model).items())
+    assert leak(peft_model, subspace) < 1e-5
+
+
+def test_entropy_of_the_naming_answers(peft_model, processor, lessons):
+    assert 0 <= anchor_entropy(peft_model, processor, lessons) <= 1
+    several = anchor_entropy(peft_model, processor, lessons, batch_size=2)
+    assert several == pytest.approx(anchor_entropy(peft_model, processor, lessons), abs=1e-3)
+
+
+def test_entropy_of_no_naming_answers(peft_model, processor, lessons):
+    assert math.isnan(anchor_entropy(peft_model, processor, [row for row in lessons if row.about != "name"]))
