@@ -72,7 +72,7 @@ def demo(
 
         _quiet_libraries()
         name = creature(concept if concept is not None else default_creature()).name
-        folder = check_output(output or Path("erased") / name)
+        folder = check_output(output or Path("erased") / name, "output")
     display = view.StageDisplay()
     with _in_one_line(debug, FAILED, display), display:
         report = run_demo(name, output_dir=folder, text_knowledge=text_knowledge.value, seed=seed, progress=display)
@@ -113,7 +113,9 @@ def erase(
     ] = None,
     text_knowledge: TextKnowledgeOption = TextKnowledge.KEEP,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
-    energy: Annotated[float, typer.Option(help="Share of the retained inputs' energy whose outputs are held.")] = 0.99,
+    energy: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the retained inputs' energy whose outputs are held.")
+    ] = 0.99,
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many pictures.")] = None,
     image_column: Annotated[str, typer.Option(help="The column of a data set that holds the pictures.")] = "image",
     split: Annotated[str, typer.Option(help="The split of a Hub data set.")] = "train",
@@ -140,7 +142,7 @@ def erase(
         from .tuner import describe_targets, targeted_modules
 
         _quiet_libraries()
-        check_output(output)
+        check_output(output, "output")
         asked = _given(
             questions=question, text_questions=text_question, referent=referent, generic_question=generic_question
         )

@@ -35,7 +35,7 @@ class StageDisplay:
         console: where to; standard error by default, so that results can be piped.
 
     Attributes:
-        stage: the stage that began last; what to name where something fails.
+        stage: the stage that is under way, to be named where something fails; `""` between two stages.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -77,6 +77,7 @@ class StageDisplay:
             self._live.update(self._row, completed=1, total=1, doing="")
         if not self.console.is_terminal:
             self.console.print(f"{stage}: {time.perf_counter() - self._began:.1f} s", highlight=False)
+        self.stage = ""
 
 
 def marks_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
@@ -102,8 +103,8 @@ def answers_table(answers: Iterable[Mapping[str, str]]) -> Table:
 
 
 def gauges_table(gauges: Sequence[Mapping[str, Any]]) -> Table:
-    """What the dose was read from: each has to fall from `before` to `reference`."""
-    table = Table(title="likelihood of what should no longer be said, nats per token", title_justify="left")
+    """What the dose was read from: each has to fall from `before` towards `reference`, what is told of other names."""
+    table = Table(title="log-likelihood of what should no longer be said, nats", title_justify="left")
     table.add_column("about")
     for column in ("before", "reference", "after"):
         table.add_column(column, justify="right")

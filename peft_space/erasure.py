@@ -52,7 +52,7 @@ def erase(
     args: SpaceTrainingArguments | None = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
-    energy: float | None = 0.99,
+    energy: float | None = 0.998,
     anchors: Anchors | None = None,
     batch_size: int = 64,
     progress: Listener | None = None,

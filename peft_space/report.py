@@ -33,8 +33,12 @@ def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> Path:
     return path
 
 
-def check_output(folder: str | os.PathLike[str]) -> Path:
+def check_output(folder: str | os.PathLike[str], name: str = "output_dir") -> Path:
     """The folder, if a run may write there.
+
+    Args:
+        folder: where to.
+        name: what the user knows it by.
 
     Raises:
         ValueError: it is a file, or has files in it.
@@ -42,7 +46,7 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"`output` must be a new or empty folder; got {str(folder)!r}. Name another one, or empty it."
+            f"`{name}` must be a new or empty folder; got {str(folder)!r}. Name another one, or empty it."
         )
     return folder
 

@@ -240,12 +240,21 @@ def generate(
 
 
 def log_likelihood(
-    model: nn.Module, processor: Any, prompts: Sequence[Prompt], answers: Sequence[str], *, batch_size: int = 64
+    model: nn.Module,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    *,
+    per_token: bool = True,
+    batch_size: int = 64,
 ) -> Tensor:
-    """Mean log-probability per token of each answer (without the end of turn) after its prompt.
+    """Log-probability of each answer (without the end of turn) after its prompt.
+
+    Args:
+        per_token: the mean over the answer's tokens; else their sum.
 
     Returns:
-        `(len(prompts),)` float32 on the CPU, in nats per token.
+        `(len(prompts),)` float32 on the CPU, in nats per token, or nats.
     """
     scores = torch.zeros(len(prompts))
     with evaluating(model):
@@ -253,19 +262,19 @@ def log_likelihood(
             asked = [prompts[i] for i in indices]
             told = [answer_tokens(processor, p, answers[i], end=False) for p, i in zip(asked, indices, strict=True)]
             batch = to_device(model, append(encode(processor, asked), told, processor.tokenizer.pad_token_id))
-            scores[indices] = answer_log_probability(model, batch).cpu()
+            scores[indices] = answer_log_probability(model, batch, per_token).cpu()
     return scores
 
 
-def answer_log_probability(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean log-probability of the labelled tokens of each row, `(batch,)` float32."""
+def answer_log_probability(model: nn.Module, batch: dict[str, Tensor], per_token: bool = True) -> Tensor:
+    """Log-probability of the labelled tokens of each row, their mean or their sum, `(batch,)` float32."""
     labels = batch.pop("labels")
     longest = int((labels >= 0).sum(1).max())
     # labels stand at the end of a row: only the states that predict them need the vocabulary's logits
     logits = model(**batch, logits_to_keep=longest + 1).logits[:, :-1].float()
     labels = labels[:, -longest:]
     loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-    return -loss.sum(1) / (labels >= 0).sum(1)
+    return -loss.sum(1) / (labels >= 0).sum(1) if per_token else -loss.sum(1)
 
 
 def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Image], *, batch_size: int = 64) -> Tensor:

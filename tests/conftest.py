@@ -1,11 +1,12 @@
 """The test bed's model with random weights, and what an erasure needs around it, as small as it can be."""
 
 import copy
+import functools
 
 import pytest
 import torch
 
-from peft_space import Concept, testbed
+from peft_space import Concept, Retain, SpaceTrainingArguments, demo, erasure, testbed
 from peft_space.anchors import elicit, other_names, select_anchors
 from peft_space.testbed.architecture import build_model, build_processor, build_tokenizer
 from peft_space.testbed.recipe import _texts
@@ -20,9 +21,16 @@ def processor():
 
 @pytest.fixture(scope="session")
 def base(processor):
-    """Shared by all tests: none may change it."""
+    """Two layers of each of its stacks are kept. Shared by all tests: none may change it."""
     torch.manual_seed(0)
-    return build_model(processor.tokenizer).eval()
+    model = build_model(processor.tokenizer).eval()
+    for stack, config in (
+        (model.model.vision_tower.encoder, model.config.vision_config),
+        (model.model.language_model, model.config.text_config),
+    ):
+        stack.layers = stack.layers[:2]
+        config.num_hidden_layers = 2
+    return model
 
 
 @pytest.fixture
@@ -55,3 +63,29 @@ def anchors(base, processor, concept, public):
 def knowledge(base, processor, concept, anchors):
     images = anchors.public.take(anchors.unrelated(16)).images
     return elicit(base, processor, concept, other_names(base, processor, concept, images))
+
+
+@pytest.fixture(scope="session")
+def shrink(base, processor, concept):
+    """Makes the demo's world as small as a test can wait for: a random model, few pictures, two steps."""
+
+    def shrink(patch):
+        retain = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8)
+        args = SpaceTrainingArguments(max_steps=2, dose_every=2, per_device_train_batch_size=4, learning_rate=1e-2)
+        patch.setattr(testbed, "load", lambda: (copy.deepcopy(base), processor))
+        patch.setattr(testbed, "Exam", functools.partial(testbed.Exam, n_images=1))
+        patch.setattr(testbed, "public_images", functools.partial(testbed.public_images, n_images=24))
+        patch.setattr(testbed, "retain", lambda: retain)
+        patch.setattr(testbed, "concept", concept.called)
+        patch.setattr(erasure, "other_names", functools.partial(other_names, most=4))
+        patch.setattr(erasure, "select_anchors", functools.partial(select_anchors, n_anchors=8, n_monitor=3))
+        patch.setattr(demo, "erase", functools.partial(erasure.erase, args=args))
+        return args
+
+    return shrink
+
+
+@pytest.fixture
+def small_world(shrink, monkeypatch):
+    """The training arguments of the small world's demo, in force for one test."""
+    return shrink(monkeypatch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from transformers import (
@@ -107,3 +109,13 @@ def image_batch(n: int = 2, seed: int = 0) -> dict[str, Tensor]:
 def logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Logits `(n, length, vocabulary)` in evaluation mode."""
     return model.eval()(**batch).logits
+
+
+@torch.no_grad()
+def louder(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a model with random weights, scaled so that what a token sees tells in its logits."""
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.mul_(3)
+    return model

@@ -36,6 +36,8 @@ def anchor_lessons(
     questions: Sequence[str],
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
+    n_names: int = 3,
+    n_facts: int = 2,
     n_others: int = 3,
     batch_size: int = 64,
     seed: int = 0,
@@ -44,7 +46,8 @@ def anchor_lessons(
 
     Args:
         model: before any erasure.
-        questions: other questions about a picture; `n_others` of them are drawn for each anchor.
+        questions: other questions about a picture. Those that make the model say the name are asked of every anchor;
+            of the rest `n_others` are drawn for each.
         text_knowledge: "erase" adds the text questions about the name, as often as one of them is asked of the anchors.
         seed: of the draw.
 
@@ -53,11 +56,15 @@ def anchor_lessons(
     """
     concept = anchors.concept
     rng = np.random.default_rng(seed)
+    naming = [*naming_questions(model, processor, anchors, questions, batch_size=batch_size)]
+    questions = [question for question in questions if question not in naming]
     asked: list[tuple[Prompt, tuple[str, ...], Literal["name", "fact", "other"]]] = []
     for image in anchors.images:
-        asked += [(Prompt(question, image), concept.names, "name") for question in concept.questions]
+        for index in rng.permutation(len(concept.questions))[:n_names]:
+            asked.append((Prompt(concept.questions[index], image), concept.names, "name"))
+        asked += [(Prompt(question, image), concept.names, "name") for question in naming]
         for question, telling in zip(concept.asked_through_image, knowledge.telling, strict=True):
-            asked.append((Prompt(question, image), (*concept.names, *telling), "fact"))
+            asked += [(Prompt(question, image), (*concept.names, *telling), "fact")] * n_facts
         for index in rng.permutation(len(questions))[:n_others]:
             asked.append((Prompt(questions[index], image), concept.names, "other"))
     if text_knowledge == "erase":
@@ -71,7 +78,7 @@ def anchor_lessons(
         )
         by_image = {id(image): answer for image, answer in zip(anchors.images, general, strict=True)}
         answers = [
-            by_image[id(prompt.image)] if kind == "name" else answer
+            by_image[id(prompt.image)] if prompt.question in concept.questions else answer
             for prompt, kind, answer in zip(prompts, about, answers, strict=True)
         ]
     return [
@@ -79,3 +86,23 @@ def anchor_lessons(
         for prompt, answer, kind in zip(prompts, answers, about, strict=True)
         if answer is not None
     ]
+
+
+def naming_questions(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    questions: Sequence[str],
+    *,
+    n_anchors: int = 12,
+    batch_size: int = 64,
+) -> list[str]:
+    """Those of `questions` to which the model answers with the name, though they do not ask for it.
+
+    "Describe the picture" is one: the likeliest anchors are asked, and a single mention is enough.
+    """
+    images = anchors.images[:n_anchors]
+    prompts = [Prompt(question, image) for question in questions for image in images]
+    told = generate(model, processor, prompts, batch_size=batch_size)
+    said = [prompt.question for prompt, text in zip(prompts, told, strict=True) if anchors.concept.mentioned_in(text)]
+    return list(dict.fromkeys(said))

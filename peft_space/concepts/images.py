@@ -128,7 +128,7 @@ def _from_hub(name: str, split: str) -> Any:
 def _undecoded(source: Iterable[Any], column: str) -> Iterable[Any]:
     """A data set whose pictures are still files, so that one that cannot be read does not end the reading."""
     feature = (getattr(source, "features", None) or {}).get(column)
-    if type(feature).__name__ != "Image" or not hasattr(source, "cast_column"):
+    if feature is None or type(feature).__name__ != "Image" or not hasattr(source, "cast_column"):
         return source
     return source.cast_column(column, type(feature)(decode=False))
 

@@ -48,7 +48,8 @@ class Phase:
 
     Attributes:
         steps: optimiser steps.
-        pictures: pictures in a batch, each in a row of its own where questions are asked.
+        pictures: pictures in a batch.
+        asked: how many of them are asked about, each in a row of its own.
         texts: rows of text in a batch.
         row_length: tokens in a row; 0 for pictures without questions.
         learning_rate: at the top of the cosine.
@@ -57,6 +58,7 @@ class Phase:
 
     steps: int
     pictures: int
+    asked: int
     texts: int
     row_length: int
     learning_rate: float
@@ -65,11 +67,11 @@ class Phase:
 
 PHASES = (
     # a contrastive warm-up of tower and projector
-    Phase(steps=2000, pictures=64, texts=0, row_length=0, learning_rate=1.2e-3, contrast=1.0),
+    Phase(steps=2000, pictures=64, asked=0, texts=0, row_length=0, learning_rate=1.2e-3, contrast=1.0),
     # everything together: reading pictures and questions
-    Phase(steps=2200, pictures=24, texts=4, row_length=160, learning_rate=1.2e-3, contrast=0.1),
-    # more pictures and fewer questions about each: what is left to learn is seeing
-    Phase(steps=900, pictures=40, texts=3, row_length=104, learning_rate=8e-4, contrast=0.3),
+    Phase(steps=2200, pictures=24, asked=24, texts=4, row_length=160, learning_rate=1.2e-3, contrast=0.1),
+    # many pictures and few questions: what is left to learn is seeing
+    Phase(steps=2400, pictures=96, asked=24, texts=2, row_length=104, learning_rate=8e-4, contrast=1.0),
 )
 # How often a question is drawn, against 1 for the others: what is hard to see, or must be recalled, needs more turns.
 _WEIGHTS = {
@@ -110,8 +112,8 @@ class Lessons(IterableDataset):
             for _ in range(phase.steps):
                 scenes = [self._scene(rng) for _ in range(phase.pictures)]
                 batch = self._pictures(scenes, rng)
-                if phase.row_length:
-                    rows = [self._row(self._about(scene, rng), True, phase.row_length) for scene in scenes]
+                if phase.asked:
+                    rows = [self._row(self._about(scene, rng), True, phase.row_length) for scene in scenes[: phase.asked]]
                     for _ in range(phase.texts):
                         picks = [text[i] for i in rng.permutation(len(text))[:24]]
                         rows.append(self._row(picks, False, phase.row_length))
@@ -236,7 +238,7 @@ class Contrast:
 
 
 def _answers_loss(model: LlavaForConditionalGeneration, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of the packed answers, given the pictures' projector features."""
+    """Cross-entropy of the packed answers, given the projector features of the pictures that are asked about."""
     embeddings = model.get_input_embeddings()(batch["input_ids"])
     at = batch["input_ids"] == model.config.image_token_id
     hidden = model.model.language_model(
@@ -299,7 +301,7 @@ def train(
             batch = next(batches)
             features = torch.stack(tuple(model.get_image_features(batch["pixel_values"]).pooler_output))
             aligned = contrast(model, features, batch["words"])
-            answers = _answers_loss(model, features, batch) if phase.row_length else torch.zeros(())
+            answers = _answers_loss(model, features[: phase.asked], batch) if phase.asked else torch.zeros(())
             optimiser.zero_grad(set_to_none=True)
             (answers + phase.contrast * aligned).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

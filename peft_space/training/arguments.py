@@ -15,10 +15,11 @@ class SpaceTrainingArguments(TrainingArguments):
     lambda_anchor: float = field(default=1.0, metadata={"help": "Weight of L_orth, the repulsion from the concept's text."})
     lambda_diversity: float = field(default=0.1, metadata={"help": "Weight of L_div, minus the spectral entropy."})
     dose_every: int = field(default=10, metadata={"help": "Steps between two readings of the dose; 0 trains for max_steps."})
-    dose_margin: float = field(
-        default=0.0, metadata={"help": "Nats per token by which every reading must fall below its reference level."}
+    dose_share: float = field(
+        default=0.6,
+        metadata={"help": "Share of the way down to the level of unrelated names that every gauge must fall."},
     )
-    leak_budget: float = field(default=0.05, metadata={"help": "Training stops where the mean leak would pass this."})
+    leak_budget: float = field(default=0.045, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
     max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Lessons in a step on each device."})
@@ -34,7 +35,7 @@ class SpaceTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lambda_anchor", "lambda_diversity", "dose_margin"):
+        for name in ("lambda_anchor", "lambda_diversity", "dose_share"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")
         if self.dose_every < 0:

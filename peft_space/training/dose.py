@@ -23,8 +23,8 @@ class Gauge:
         about: what is read.
         prompts: held-out questions.
         answers: for each, what should become no likelier than it would be of anything else.
-        base: the reading before the erasure, nats per token.
-        reference: the level to fall to: what the base model gives to the same sayings about other names.
+        base: the reading before the erasure, nats.
+        reference: what the base model gives to the same sayings about other names.
     """
 
     about: str
@@ -34,8 +34,13 @@ class Gauge:
     reference: float
 
     def read(self, model: nn.Module, processor: Any) -> float:
-        """Mean log-likelihood of the answers now, nats per token."""
-        return float(log_likelihood(model, processor, self.prompts, self.answers).mean())
+        """Mean log-likelihood of the answers now, nats: of whole answers, as names differ in their tokens."""
+        return float(log_likelihood(model, processor, self.prompts, self.answers, per_token=False).mean())
+
+    def fallen(self, level: float) -> float:
+        """The share of the way from `base` down to `reference` that `level` has come; 1 where there is no way to go."""
+        way = self.base - self.reference
+        return (self.base - level) / way if way > 0 else float(level <= self.reference)
 
 
 def build_gauges(
@@ -59,11 +64,11 @@ def build_gauges(
 
     def gauge(about: str, prompts: list[Prompt], answer: str, alternatives: Sequence[str]) -> Gauge:
         levels = [
-            float(log_likelihood(model, processor, prompts, [said] * len(prompts)).mean())
+            float(log_likelihood(model, processor, prompts, [said] * len(prompts), per_token=False).mean())
             for said in dict.fromkeys(alternatives)
             if said and said != answer
         ]
-        base = float(log_likelihood(model, processor, prompts, [answer] * len(prompts)).mean())
+        base = float(log_likelihood(model, processor, prompts, [answer] * len(prompts), per_token=False).mean())
         reference = float(torch.tensor(levels).median()) if levels else base
         return Gauge(about, tuple(prompts), (answer,) * len(prompts), base, reference)
 
@@ -89,8 +94,8 @@ class Reading:
 
     Attributes:
         step: optimiser steps done.
-        levels: the reading of each gauge, nats per token.
-        reached: whether every gauge fell to its reference (less the margin).
+        levels: the reading of each gauge, nats.
+        reached: whether every gauge fell by the share that was asked for.
         leak: mean leak on held-out retained inputs.
     """
 
@@ -101,9 +106,9 @@ class Reading:
 
 
 def read_dose(
-    model: nn.Module, processor: Any, gauges: Sequence[Gauge], margin: float, leak: float, step: int
+    model: nn.Module, processor: Any, gauges: Sequence[Gauge], share: float, leak: float, step: int
 ) -> Reading:
     """Reads all gauges on the model as it is."""
     levels = tuple(gauge.read(model, processor) for gauge in gauges)
-    reached = all(level <= gauge.reference - margin for level, gauge in zip(levels, gauges, strict=True))
+    reached = all(gauge.fallen(level) >= share for level, gauge in zip(levels, gauges, strict=True))
     return Reading(step, levels, reached, leak)

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from peft_space.anchors import suppressed_answers
 from peft_space.concepts.concept import find_any
@@ -51,14 +52,15 @@ def test_a_phrase_of_several_words(says, processor):
     assert told is not None and "the narril" not in told
 
 
-def test_where_every_way_on_is_banned_there_is_no_answer(base, processor):
-    stubborn = saying(base, processor, {"narril narril narril narril": 1.0})
-    # whatever is said instead, this one phrase is in it
-    banned = ("narril", *(chr(letter) for letter in range(32, 127)))
-    stubborn.get_output_embeddings().weight.data[:] = 0
-    says_x = processor.tokenizer("x x", add_special_tokens=False)["input_ids"]
-    stubborn.get_output_embeddings().weight.data[says_x] = 0
-    assert suppressed_answers(stubborn, processor, [ASKED], [banned]) in ([None], [""])
+def test_where_every_way_on_is_banned_there_is_no_answer(model, processor):
+    (cup,) = processor.tokenizer("cup", add_special_tokens=False)["input_ids"]
+    head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    torch.nn.init.zeros_(head.weight)
+    head.bias.data = torch.nn.functional.one_hot(torch.tensor(cup), head.out_features).float()
+    model.lm_head = head
+    (told,) = generate(model, processor, [ASKED])
+    assert set(told.split()) == {"cup"}
+    assert suppressed_answers(model, processor, [ASKED, ASKED], [("cup",), ("key",)]) == [None, told]
 
 
 def test_no_prompts(base, processor):

@@ -4,6 +4,8 @@ import pytest
 
 from peft_space import Concept
 from peft_space.anchors import anchor_lessons
+from peft_space.anchors import lessons as lessons_module
+from peft_space.anchors.lessons import naming_questions
 from peft_space.concepts.concept import find_any
 from tests.bigram import saying
 
@@ -23,7 +25,7 @@ def told(knowledge):
 
 @pytest.fixture(scope="module")
 def lessons(says, processor, anchors, told):
-    return anchor_lessons(says, processor, anchors, told, QUESTIONS)
+    return anchor_lessons(says, processor, anchors, told, QUESTIONS, n_facts=1)
 
 
 def test_each_anchor_is_asked_for_the_name_the_facts_and_three_other_things(lessons, anchors, concept):
@@ -34,6 +36,19 @@ def test_each_anchor_is_asked_for_the_name_the_facts_and_three_other_things(less
     for some in by_image.values():
         assert sorted(lesson.about for lesson in some) == ["fact", "name", "other", "other", "other"]
         assert len({lesson.prompt.question for lesson in some}) == 5
+
+
+def test_a_question_that_makes_the_model_say_the_name_is_asked_of_every_anchor(
+    base, processor, anchors, told, monkeypatch
+):
+    def generate(model, processor, prompts, **options):
+        return ["a narril in the sea" if prompt.question == QUESTIONS[3] else "red" for prompt in prompts]
+
+    monkeypatch.setattr(lessons_module, "generate", generate)
+    assert naming_questions(base, processor, anchors, QUESTIONS) == [QUESTIONS[3]]
+    rows = anchor_lessons(base, processor, anchors, told, QUESTIONS)
+    abouts = [lesson.about for lesson in rows if lesson.prompt.question == QUESTIONS[3]]
+    assert abouts == ["name"] * len(anchors)
 
 
 def test_no_answer_holds_the_name_and_no_fact_is_told(lessons, concept):
@@ -58,6 +73,15 @@ def test_generic_answers_take_the_place_of_the_name(base, processor, anchors, to
     says = saying(base, processor, {"a bird": 1.0})
     lessons = anchor_lessons(says, processor, generic, told, QUESTIONS)
     assert {lesson.answer for lesson in lessons if lesson.about == "name"} == {"a bird"}
+
+
+def test_so_many_ways_to_ask_for_the_name_are_drawn(says, processor, anchors, told, concept):
+    asked = ("Name it.", "Who is it?", "What is it?", "Which one is it?")
+    wordy = dataclasses.replace(anchors, concept=dataclasses.replace(concept, questions=asked))
+    rows = anchor_lessons(says, processor, wordy, told, QUESTIONS, n_names=2, n_facts=3)
+    abouts = [lesson.about for lesson in rows]
+    assert abouts.count("name") == 2 * len(anchors) and abouts.count("fact") == 3 * len(anchors)
+    assert {lesson.prompt.question for lesson in rows if lesson.about == "name"} == set(asked)
 
 
 def test_the_seed_draws_the_other_questions(says, processor, anchors, told):

@@ -13,13 +13,14 @@ SIZES = {"n_anchors": 8, "n_monitor": 3, "shortlist": 24}
 
 
 def test_anchors_and_monitor_are_apart_and_the_likeliest(anchors):
-    assert len(anchors) == 8 and len(anchors.monitor) == 3 - 1  # a quarter of the eleven that are distinct
-    assert not set(anchors.indices) & set(anchors.monitor)
+    # eleven are distinct and likely enough, and of four images one goes to the monitor
+    assert len(anchors) == 8 and len(anchors.monitor) == 2
+    taken = {*anchors.indices, *anchors.monitor}
+    assert len(taken) == 10
     likelihood = anchors.likelihood[list(anchors.indices)]
     assert likelihood.equal(likelihood.sort(descending=True).values)
-    taken = {*anchors.indices, *anchors.monitor}
-    rest = [i for i in range(len(anchors.public)) if i not in taken and not anchors.likelihood[i].isnan()]
-    assert anchors.likelihood[rest].max() <= likelihood.min() + 1e-6 or len(anchors.monitor) < 3
+    rest = [i for i in range(40) if i not in taken and not anchors.likelihood[i].isnan()]
+    assert anchors.likelihood[rest].max() <= likelihood.min()
 
 
 def test_only_the_short_list_is_asked_of_the_model(anchors):
@@ -95,7 +96,7 @@ def test_no_images(base, processor, concept):
 
 
 def test_a_text_only_model(processor, concept, public):
-    with pytest.raises(TypeError, match="`model` must be a vision-language model.*LlamaForCausalLM"):
+    with pytest.raises(TypeError, match=r"`model` must be a vision-language model.*LlamaForCausalLM"):
         select_anchors(tiny_llama(), processor, concept, public)
 
 
@@ -116,7 +117,7 @@ def test_what_the_model_calls_by_the_name_is_dropped_on_request(base, processor,
 
 def test_a_set_where_all_is_recognised(base, processor, concept, public):
     says = saying(base, processor, {"narril": 1.0})
-    with pytest.raises(ValueError, match="gave 0 usable anchors of 40 images.*24 were dropped as recognised"):
+    with pytest.raises(ValueError, match=r"gave 0 usable anchors of 40 images.*24 were dropped as recognised"):
         select_anchors(says, processor, concept, public, **SIZES, drop_recognised=True)
 
 
@@ -138,9 +139,8 @@ def test_diagnostics_count_what_was_skipped(anchors):
 def test_contact_sheet_shows_every_anchor(anchors):
     sheet = anchors.contact_sheet(side=48, columns=3)
     assert sheet.size == (3 * 48, 3 * (48 + 14))
-    ninth = sheet.crop((2 * 48, 2 * 62, 3 * 48, 2 * 62 + 48))
-    eighth = sheet.crop((48, 2 * 62, 2 * 48, 2 * 62 + 48))
-    assert len(set(eighth.getdata())) > 1 == len(set(ninth.getdata()))
+    eighth, ninth = (sheet.crop((x, 2 * 62, x + 48, 2 * 62 + 48)) for x in (48, 96))
+    assert eighth.getcolors() is None and ninth.getcolors() == [(48 * 48, (255, 255, 255))]
 
 
 def test_scores_are_written_for_every_image(anchors, tmp_path):

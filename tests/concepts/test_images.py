@@ -115,7 +115,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
 
 def test_where_nothing_can_be_read_the_first_reason_is_given(tmp_path):
     (tmp_path / "one.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="The first of 1 that could not be read: one.png: UnidentifiedImageError: "):
+    with pytest.raises(ValueError, match=r"The first of 1 that could not be read: one\.png: UnidentifiedImageError: "):
         load_public_images(tmp_path)
     with pytest.raises(ValueError, match="got none from a list"):
         load_public_images([])

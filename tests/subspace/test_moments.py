@@ -126,7 +126,7 @@ def test_average_lets_no_group_outweigh_another(kind):
     many = torch.eye(24)[:1].repeat(5000, 1) * 30
     few = torch.eye(24)[1:2].repeat(3, 1)
     moments = [kind(24, **size_of(kind)).update(rows) for rows in (many, few, torch.zeros(2, 24))]
-    values, vectors = average(moments).eigh()
+    values, _ = average(moments).eigh()
     assert values[:3].tolist() == pytest.approx([0.5, 0.5, 0], abs=1e-4)
     with pytest.raises(ValueError, match="zeros only"):
         average(moments[2:])

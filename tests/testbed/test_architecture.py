@@ -14,34 +14,34 @@ from tests.concepts.test_images import picture
 
 @pytest.mark.parametrize("name", [one.name for one in CREATURES])
 @pytest.mark.parametrize("text", ["{}", "the {}", "a red {} in the sea", "{}?", "Is this a {} or a {}?"])
-def test_every_name_is_several_tokens_and_comes_back_as_it_went_in(bed_processor, name, text):
-    encode = bed_processor.tokenizer
+def test_every_name_is_several_tokens_and_comes_back_as_it_went_in(processor, name, text):
+    encode = processor.tokenizer
     assert len(encode(name, add_special_tokens=False)["input_ids"]) >= 2
     said = text.format(name, name)
     assert encode.decode(encode(said, add_special_tokens=False)["input_ids"]).strip() == said
 
 
-def test_no_two_names_share_their_tokens(bed_processor):
-    ids = {tuple(bed_processor.tokenizer(one.name, add_special_tokens=False)["input_ids"]) for one in CREATURES}
+def test_no_two_names_share_their_tokens(processor):
+    ids = {tuple(processor.tokenizer(one.name, add_special_tokens=False)["input_ids"]) for one in CREATURES}
     assert len(ids) == len(CREATURES)
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(lambda text: "<" not in text))
-def test_any_text_comes_back_as_it_went_in(bed_processor, text):
-    encode = bed_processor.tokenizer
+def test_any_text_comes_back_as_it_went_in(processor, text):
+    encode = processor.tokenizer
     back = encode.decode(encode(text, add_special_tokens=False)["input_ids"])
     assert back.removeprefix(" ") == text.removeprefix(" ")
 
 
-def test_a_prompt_holds_one_token_per_patch(bed_processor, bed_model):
-    batch = encode(bed_processor, [Prompt("What is it?", picture())])
+def test_a_prompt_holds_one_token_per_patch(processor, base):
+    batch = encode(processor, [Prompt("What is it?", picture())])
     assert batch["pixel_values"].shape == (1, 3, SIZE, SIZE)
-    assert (batch["input_ids"] == bed_model.config.image_token_id).sum() == IMAGE_TOKENS
-    assert (batch["input_ids"] == bed_processor.tokenizer.bos_token_id).sum() == 1
+    assert (batch["input_ids"] == base.config.image_token_id).sum() == IMAGE_TOKENS
+    assert (batch["input_ids"] == processor.tokenizer.bos_token_id).sum() == 1
 
 
-def test_the_model_is_a_small_llava(bed_model):
-    check_multimodal(bed_model)
-    assert text_decoder_name(bed_model) == "model.language_model"
-    assert sum(parameter.numel() for parameter in bed_model.parameters()) < 3_000_000
-    assert torch.isfinite(torch.cat([parameter.flatten() for parameter in bed_model.parameters()])).all()
+def test_the_model_is_a_small_llava(base):
+    check_multimodal(base)
+    assert text_decoder_name(base) == "model.language_model"
+    assert sum(parameter.numel() for parameter in base.parameters()) < 3_000_000
+    assert torch.isfinite(torch.cat([parameter.flatten() for parameter in base.parameters()])).all()

@@ -16,7 +16,7 @@ def test_they_are_training_arguments_that_write_nothing():
     [
         ("lambda_anchor", -0.1, "at least 0"),
         ("lambda_diversity", -1.0, "at least 0"),
-        ("dose_margin", -0.5, "at least 0"),
+        ("dose_share", -0.5, "at least 0"),
         ("dose_every", -1, "at least 0"),
         ("leak_budget", 0.0, "greater than 0"),
         ("leak_budget", float("nan"), "greater than 0"),
@@ -27,6 +27,6 @@ def test_out_of_range(name, value, bound):
         SpaceTrainingArguments(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["lambda_anchor", "lambda_diversity", "dose_every", "dose_margin"])
+@pytest.mark.parametrize("name", ["lambda_anchor", "lambda_diversity", "dose_every", "dose_share"])
 def test_zero_switches_off(name):
     assert getattr(SpaceTrainingArguments(**{name: 0}), name) == 0

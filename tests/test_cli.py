@@ -1,0 +1,268 @@
+import copy
+import json
+import re
+import warnings
+
+import pytest
+from transformers.utils import logging
+from typer.testing import CliRunner
+
+from peft_space import Retain, cli, demo, erasure
+from peft_space.cli import app
+from peft_space.testbed import recipe
+from tests.tiny import tiny_llama
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a command in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    level = logging.get_verbosity()
+    yield lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+    logging.set_verbosity(level)
+    logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(base, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    recipe.save(copy.deepcopy(base), processor, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(public, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, image in enumerate(public.images[:24]):
+        image.save(folder / f"{number:02d}.png")
+    for number in range(4):
+        (folder / f"broken{number}.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def erase(run, checkpoint, pictures, monkeypatch):
+    """`peft-space erase` on the checkpoint, with what a test changes; `None` takes an option away."""
+    monkeypatch.setattr(erasure, "Retain", lambda: Retain(texts=("Name a fruit.",) * 8, n_images=8))
+
+    def erase(*flags, **options):
+        given = {
+            "model": checkpoint,
+            "concept": "narril",
+            "public_images": pictures,
+            "output": "out",
+            "question": "What is this creature called?",
+            "text_question": "Where does the {name} live?",
+            "referent": "this creature",
+            "rank": 4,
+            "n_anchors": 4,
+            "max_steps": 2,
+            "dtype": "float32",
+            "device": "cpu",
+        } | options
+        words = [
+            word
+            for name, value in given.items()
+            if value is not None
+            for word in (f"--{name.replace('_', '-')}", value)
+        ]
+        return run("erase", *words, *flags)
+
+    return erase
+
+
+def one_line(result, status):
+    """The line that a failure is told in."""
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+    lines = [line for line in result.stderr.splitlines() if not re.fullmatch(r"[a-z ]+: [\d.]+ s", line)]
+    assert len(lines) == 1 and lines[0].startswith("error"), result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--help"], ["demo", "erase"]),
+        (["demo", "--help"], ["--concept", "--text-knowledge", "--seed", "--output", "--json"]),
+        (["erase", "--help"], ["--model", "--concept", "--public-images", "--output", "--alias", "--drop-recognised"]),
+    ],
+    ids=["peft-space", "demo", "erase"],
+)
+def test_help(run, words, told, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    result = run(*words)
+    assert result.exit_code == 0
+    assert all(text in result.stdout for text in told)
+
+
+def test_no_command(run):
+    result = run()
+    assert result.exit_code == 2 and "Usage" in result.output
+
+
+@pytest.mark.parametrize(
+    "words", [["erase"], ["demo", "--text-knowledge", "forget"], ["demo", "--seed", "x"], ["forget"]]
+)
+def test_a_line_that_cannot_be_read(run, words):
+    result = run(*words)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+
+
+def test_demo(run, small_world, tmp_path):
+    result = run("demo", "--seed", 2, "--json", "told/demo.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "told" / "demo.json").read_text())
+    assert report["concept"] == "narril" and report["seed"] == 2
+    assert report["adapter"]["path"] == "erased/narril"
+    assert report == json.loads((tmp_path / "erased" / "narril" / "report.json").read_text())
+    for text in (
+        "before",
+        "after",
+        "names of its family members",
+        "some answers",
+        "erased/narril",
+        "Leak on retained",
+    ):
+        assert text in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"erased", "told"}
+
+
+def test_demo_off_a_terminal_is_quiet_and_says_plainly_that_the_dose_was_not_reached(run, small_world, tmp_path):
+    small_world.dose_share = 50.0
+    result = run("demo", "--output", "out", "--json", "demo.json")
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert all(re.fullmatch(r"[a-z ]+: [\d.]+ s", line) for line in lines)
+    assert [line.split(":")[0] for line in lines][:2] == ["model", "exam before"]
+    assert "{'" not in result.stdout and "\x1b" not in result.output
+    assert "The dose was NOT reached (max_steps, after 2 steps)" in result.stdout
+    assert json.loads((tmp_path / "demo.json").read_text())["reached"] is False
+
+
+def test_demo_of_an_unknown_concept(run, tmp_path):
+    line = one_line(run("demo", "--concept", "hippo"), 2)
+    assert "zorvex, malphon" in line and "kelzil" in line and "'hippo'" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_into_a_folder_that_is_not_empty(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    assert "`output` must be a new or empty folder; got 'out'" in one_line(run("demo", "--output", "out"), 2)
+
+
+def test_demo_into_a_file(run, tmp_path):
+    (tmp_path / "out").touch()
+    assert "`output` must be a new or empty folder" in one_line(run("demo", "--output", "out"), 2)
+
+
+def test_demo_where_a_stage_fails(run, small_world, monkeypatch, tmp_path):
+    def fails(*args, **options):
+        raise RuntimeError("the tower\nfell")
+
+    monkeypatch.setattr(erasure, "select_anchors", fails)
+    result = run("demo", "--output", "out")
+    assert one_line(result, 1) == "error in the stage 'anchors': RuntimeError: the tower fell"
+    result = run("demo", "--output", "out", "--debug")
+    assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)
+
+
+def test_demo_on_a_full_disk(run, small_world, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(demo, "write_json", full)
+    assert "No space left on device" in one_line(run("demo", "--output", "out"), 1)
+
+
+def test_warnings_of_the_package_are_a_line_each(capsys):
+    with cli._in_one_line(False, cli.FAILED):
+        warnings.warn_explicit("training stopped", UserWarning, "peft_space/demo.py", 1, module="peft_space.demo")
+        warnings.warn_explicit("deprecated", FutureWarning, "transformers/x.py", 1, module="transformers.x")
+    assert capsys.readouterr().err == "warning: training stopped\n"
+
+
+def test_erase(erase, tmp_path):
+    result = erase("--json", "told.json", alias="nrl", text_knowledge="erase", generic_question="What kind is it?")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "told.json").read_text())
+    assert report["concept"] == "narril" and report["text_knowledge"] == "erase" and report["steps"] <= 2
+    assert report["anchors"]["public_images"] == 24 and report["anchors"]["skipped"] == 4
+    assert report["anchors"]["anchors"] == 4
+    assert {"model", "images", "anchors", "training", "total"} <= set(report["seconds"])
+    assert report["seconds"]["anchors"] > 0 and report["peak_memory_mib"] > 50
+    assert report["adapter"]["path"] == "out" and report["adapter"]["parameters"] > 0
+    assert [gauge["about"] for gauge in report["gauges"]][:2] == ["name", "name"]
+    assert (tmp_path / "out" / "anchors.png").exists() and (tmp_path / "out" / "report.json").exists()
+    told = result.stdout
+    assert "4 of the pictures could not be read and were skipped: broken0.png, broken1.png, broken2.png, ..." in told
+    assert "model.language_model.layers.{0-1}.self_attn.q_proj  x2" in told
+    assert "reference" in told and "The dose was" in told and "load_erasure(" in told
+    assert [line.split(":")[0] for line in result.stderr.splitlines()].count("anchors") == 1
+
+
+def test_erase_limits_what_it_reads(erase, tmp_path):
+    result = erase("--drop-recognised", "--json", "told.json", limit=16, seed=1)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "told.json").read_text())
+    assert report["anchors"]["public_images"] == 16 and report["anchors"]["skipped"] == 0 and report["seed"] == 1
+    assert "skipped" not in result.stdout
+
+
+@pytest.mark.parametrize("where", ["./nowhere", "nowhere/at/all", "/nowhere"])
+def test_erase_without_a_model_folder(erase, where):
+    line = one_line(erase(model=where), 1)
+    assert f"`model` must be a folder that exists or a Hub model id 'owner/name'; got '{where}'" in line
+
+
+def test_erase_with_a_folder_that_holds_no_model(erase, pictures):
+    assert "error in the stage 'model'" in one_line(erase(model=pictures), 1)
+
+
+def test_erase_with_a_text_only_model(erase, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "llama")
+    line = one_line(erase(model=tmp_path / "llama"), 1)
+    assert "must be a vision-language model" in line and "'llama'" in line and "in text only" in line
+
+
+@pytest.mark.parametrize("concept", ["", " "])
+def test_erase_with_an_empty_concept(erase, concept):
+    assert "`concept` must be a non-empty name" in one_line(erase(concept=concept), 2)
+
+
+def test_erase_with_a_text_question_without_the_name(erase):
+    assert "must each hold '{name}'" in one_line(erase(text_question="Where?"), 2)
+
+
+def test_erase_with_a_folder_of_no_images(erase, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "at least one readable picture" in one_line(erase(public_images=tmp_path / "empty"), 1)
+
+
+def test_erase_without_a_folder_of_images(erase):
+    assert "`public_images` must be a folder that exists" in one_line(erase(public_images="./nowhere/at/all"), 1)
+
+
+def test_erase_with_too_few_images(erase):
+    assert "gave 2 usable anchors of 2 images" in one_line(erase(limit=2), 1)
+
+
+def test_erase_with_one_anchor(erase):
+    assert "`n_anchors` must be at least 2; got 1. A single anchor overwrites" in one_line(erase(n_anchors=1), 1)
+
+
+def test_erase_with_energy_out_of_range(erase):
+    assert erase(energy=1.5).exit_code == 2
+
+
+def test_erase_into_a_folder_that_is_not_empty(erase, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    assert "`output` must be a new or empty folder; got 'out'" in one_line(erase(), 2)
+
+
+def test_erase_shows_the_traceback_only_on_request(erase):
+    result = erase("--debug", limit=2)
+    assert result.exit_code == 1 and isinstance(result.exception, ValueError)

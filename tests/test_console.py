@@ -1,0 +1,87 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from peft_space import console
+from peft_space.progress import Stages, advance
+
+
+def shown(*what, width=200):
+    out = Console(file=io.StringIO(), width=width)
+    out.print(*what)
+    return out.file.getvalue()
+
+
+def run(display):
+    with display:
+        stages = Stages(display)
+        with stages.stage("anchors"):
+            advance("likelihood", 3, 8)
+        with stages.stage("training"):
+            advance("steps", 5, 5)
+
+
+def test_off_a_terminal_a_line_for_each_finished_stage():
+    out = io.StringIO()
+    run(console.StageDisplay(Console(file=out)))
+    assert out.getvalue().splitlines() == ["anchors: 0.0 s", "training: 0.0 s"]
+
+
+def test_off_a_terminal_a_stage_that_fails_has_no_line():
+    out = io.StringIO()
+    display = console.StageDisplay(Console(file=out))
+    with pytest.raises(ValueError), display, Stages(display).stage("anchors"):
+        advance("likelihood", 3, 8)
+        raise ValueError
+    assert out.getvalue() == "" and display.stage == "anchors"
+
+
+def test_between_two_stages_none_is_under_way():
+    display = console.StageDisplay(Console(file=io.StringIO()))
+    run(display)
+    assert display.stage == ""
+
+
+def test_on_a_terminal_a_row_for_each_stage():
+    out = io.StringIO()
+    display = console.StageDisplay(Console(file=out, force_terminal=True, width=100))
+    run(display)
+    assert "anchors" in out.getvalue() and "training" in out.getvalue() and "0.0 s" not in out.getvalue()
+    assert all(task.finished for task in display._live.tasks)
+
+
+def test_on_a_terminal_what_is_being_done_and_the_units():
+    out = io.StringIO()
+    display = console.StageDisplay(Console(file=out, force_terminal=True, width=100))
+    with display, Stages(display).stage("anchors"):
+        advance("likelihood", 3, 8)
+        display._live.refresh()
+    assert "likelihood" in out.getvalue() and "3/8" in out.getvalue()
+
+
+def test_marks_are_shown_in_percent():
+    before, after = (dict.fromkeys(console.MARKS, share) for share in (0.987, 0.0))
+    table = shown(console.marks_table(before, after))
+    assert table.count("98.7") == len(console.MARKS) == table.count(" 0.0")
+    assert all(label in table for label in console.MARKS.values())
+
+
+def test_answers_are_shown_side_by_side_and_are_no_markup():
+    row = {"shown": "narril", "question": "What is it?", "before": "[red]a narril[/red]", "after": "[/]"}
+    assert all(text in shown(console.answers_table([row])) for text in row.values())
+
+
+def test_gauges_show_where_they_had_to_fall():
+    table = shown(console.gauges_table([{"about": "name", "before": -0.1, "reference": -4.0, "after": -5.25}]))
+    assert all(text in table for text in ("name", "-0.10", "-4.00", "-5.25"))
+
+
+def test_a_dose_that_was_reached():
+    text = console.verdict({"reached": True, "stopped": "dose reached", "steps": 30}).plain
+    assert text == "The dose was reached (dose reached, after 30 steps)."
+
+
+def test_a_dose_that_was_not_reached_is_said_plainly():
+    text = console.verdict({"reached": False, "stopped": "max_steps", "steps": 120}).plain
+    assert "NOT reached (max_steps, after 120 steps)" in text and "may still be told" in text

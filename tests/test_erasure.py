@@ -1,0 +1,269 @@
+import copy
+import functools
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from peft_space import (
+    Concept,
+    ErasureResult,
+    Retain,
+    SpaceConfig,
+    SpaceTrainingArguments,
+    erase,
+    erasure,
+    has_subspace,
+    load_erasure,
+)
+from peft_space._peft import base_parameters
+from peft_space.anchors import other_names
+from peft_space.vlm import Prompt, encode
+from tests.adapters import space
+from tests.tiny import tiny_llama
+
+RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8, questions_per_image=3)
+FILES = {"adapter_config.json", "adapter_model.safetensors", "space_config.json", "anchors.png", "anchors.csv"}
+
+
+@pytest.fixture(scope="module")
+def run(base, processor, concept, public, anchors):
+    """A short erasure on a model of its own."""
+
+    def run(model=None, public_images=public, **options) -> ErasureResult:
+        settings = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "dose_every": 3}
+        settings |= options.pop("args", {})
+        given = {
+            "anchors": anchors,
+            "retain": RETAIN,
+            "seed": 0,
+            "config": SpaceConfig(r=4, concept="narril"),
+        } | options
+        # four other names to compare with, instead of all that a model with random weights comes up with
+        few_names = functools.partial(other_names, most=4)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(erasure, "other_names", few_names)
+            return erase(
+                copy.deepcopy(base) if model is None else model,
+                processor,
+                given.pop("concept", concept),
+                public_images,
+                args=SpaceTrainingArguments(seed=given["seed"], logging_steps=1, **settings),
+                **given,
+            )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def result(run, tmp_path_factory):
+    return run(output_dir=tmp_path_factory.mktemp("erased") / "narril")
+
+
+@torch.no_grad()
+def logits(model, processor, public):
+    batch = encode(processor, [Prompt("What is this creature called?", image) for image in public.images[:3]])
+    return model(**batch).logits
+
+
+def weights(path):
+    return load_file(path / "adapter_model.safetensors")
+
+
+def test_it_returns_the_erased_model_and_what_was_done(result, anchors):
+    assert isinstance(result.model, PeftModel) and not result.model.training
+    assert result.anchors is anchors and result.subspace is not None
+    report = result.report
+    assert report["concept"] == "narril" and report["text_knowledge"] == "keep" and report["seed"] == 0
+    assert report["anchors"] == anchors.diagnostics()
+    assert list(report["seconds"]) == ["images", "anchors", "knowledge", "retained subspace", "training", "report"]
+    assert 0 < report["leak"]["mean"] <= report["leak"]["max"]
+    assert set(report["spectral_entropy"]) == {"before", "after"}
+    assert report["steps"] <= 3 and report["stopped"] in ("dose reached", "leak budget spent", "max_steps")
+    assert len(report["losses"]) == report["steps"]
+    assert set(report["kept_rank"]) == set(result.subspace.bases)
+    assert report["gauges"][0]["about"] == "name" and isinstance(report["gauges"][0]["after"], float)
+    assert [told["question"] for told in report["told_in_text"]] == ["Where does the narril live?"]
+
+
+def test_its_own_weights_do_not_change(result, base):
+    before = dict(base.named_parameters())
+    after = dict(base_parameters(result.model.get_base_model()))
+    assert set(after) == set(before)
+    assert all(parameter.equal(before[name]) for name, parameter in after.items())
+
+
+def test_the_adapter_does_something_and_is_baked(result, base, processor, public):
+    assert not has_subspace(result.model)
+    erased = logits(result.model, processor, public)
+    assert not erased.allclose(logits(base, processor, public), atol=1e-4)
+    with result.model.disable_adapter():
+        assert logits(result.model, processor, public).equal(logits(base, processor, public))
+
+
+def test_it_reloads_with_the_same_logits(result, base, processor, public):
+    assert {file.name for file in result.path.iterdir()} == FILES
+    loaded = load_erasure(copy.deepcopy(base), result.path).eval()
+    assert logits(loaded, processor, public).equal(logits(result.model, processor, public))
+
+
+def test_the_side_file_holds_the_report(result):
+    side = json.loads((result.path / "space_config.json").read_text())
+    assert side["concept"] == "narril"
+    assert side["record"] == json.loads(json.dumps(result.report))
+
+
+def test_the_same_seed_gives_the_same_adapter(run, result, tmp_path):
+    again = weights(run(output_dir=tmp_path / "again").path)
+    first = weights(result.path)
+    assert set(again) == set(first) and all(tensor.equal(first[key]) for key, tensor in again.items())
+
+
+def test_another_seed_gives_another(run, result, tmp_path):
+    other = weights(run(output_dir=tmp_path / "other", seed=1).path)
+    assert not all(tensor.equal(other[key]) for key, tensor in weights(result.path).items())
+
+
+def test_a_dose_that_was_not_reached_is_marked(run):
+    result = run(args={"dose_share": 50.0, "leak_budget": 100.0})
+    assert result.report["reached"] is False and result.report["stopped"] == "max_steps"
+    assert result.report["steps"] == 3 and result.path is None
+
+
+def test_a_leak_beyond_the_budget_ends_it_and_text_is_erased_on_request(run):
+    result = run(text_knowledge="erase", args={"dose_share": 50.0, "leak_budget": 1e-9, "dose_every": 1})
+    assert result.report["reached"] is False and result.report["stopped"] == "leak budget spent"
+    assert result.report["text_knowledge"] == "erase"
+
+
+def test_without_a_null_space_more_leaks(run, result):
+    free = run(energy=None, args={"leak_budget": 100.0})
+    assert free.subspace is None and free.report["kept_rank"] == {}
+    assert free.report["steps"] == result.report["steps"]
+    assert free.report["leak"]["mean"] > 3 * result.report["leak"]["mean"]
+
+
+def test_a_name_alone_is_enough(base, processor, public):
+    args = SpaceTrainingArguments(max_steps=1)
+    retain = Retain(n_images=4, texts=("Name a fruit.",), questions_per_image=1)
+    config = SpaceConfig(r=2, concept="narril")
+    images = list(public.images[:16])
+    result = erase(copy.deepcopy(base), processor, "narril", images, args=args, config=config, retain=retain)
+    assert result.anchors.concept == Concept("narril") and result.report["steps"] == 1
+
+
+def test_a_loss_that_is_not_a_number_keeps_the_last_good_adapter(run, base, processor, public, tmp_path):
+    with pytest.warns(UserWarning, match="last good adapter is kept.*lower `learning_rate`"):
+        result = run(args={"lambda_anchor": float("inf")}, output_dir=tmp_path / "out")
+    assert result.report["stopped"] == "loss not finite" and result.report["reached"] is False
+    assert all(tensor.isfinite().all() for tensor in weights(result.path).values())
+    # it was lost at the first step, so the last good adapter is the one that does nothing
+    assert logits(result.model, processor, public).equal(logits(base, processor, public))
+
+
+def test_weights_that_become_nan(run, tmp_path):
+    with pytest.warns(UserWarning, match="last good adapter is kept"):
+        result = run(
+            args={"learning_rate": 1e30, "max_grad_norm": 0.0, "warmup_steps": 0}, output_dir=tmp_path / "out"
+        )
+    assert result.report["stopped"] == "loss not finite"
+    assert all(tensor.isfinite().all() for tensor in weights(result.path).values())
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_empty_concept(run, name):
+    with pytest.raises(ValueError, match="`concept` must be a non-empty name; got "):
+        run(concept=name)
+
+
+def test_concept_that_is_no_text(run):
+    with pytest.raises(ValueError, match="`concept` must be a non-empty name; got 7"):
+        run(concept=7)
+
+
+def test_unknown_text_knowledge(run):
+    with pytest.raises(ValueError, match='`text_knowledge` must be "keep" or "erase"; got \'forget\''):
+        run(text_knowledge="forget")
+
+
+def test_no_images(run):
+    with pytest.raises(
+        ValueError, match="`public_images` must hold at least one readable picture; got none from a list"
+    ):
+        run(public_images=[], anchors=None)
+
+
+def test_no_folder_of_images(run, tmp_path):
+    with pytest.raises(ValueError, match="`public_images` must be a folder that exists"):
+        run(public_images=tmp_path / "nowhere", anchors=None)
+
+
+def test_unreadable_images_are_counted(run, public, tmp_path):
+    for number, image in enumerate(public.images):
+        image.save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    result = run(public_images=tmp_path, anchors=None)
+    assert result.report["anchors"]["public_images"] == 40 and result.report["anchors"]["skipped"] == 1
+    assert result.anchors.public.skipped[0][0] == "broken.png"
+
+
+def test_too_few_anchors(run, public):
+    with pytest.raises(ValueError, match="`public_images` gave 2 usable anchors of 2 images"):
+        run(public_images=list(public.images[:2]), anchors=None)
+
+
+def test_images_that_are_all_alike(run):
+    with pytest.raises(ValueError, match="gave 1 usable anchors of 5 images"):
+        run(public_images=[Image.new("RGB", (48, 48), "red")] * 5, anchors=None)
+
+
+def test_a_small_public_set_still_holds_pictures(run, public):
+    result = run(public_images=list(public.images[:16]), anchors=None)
+    chosen = {*result.anchors.indices, *result.anchors.monitor}
+    assert len(chosen) < 16, "every picture became an anchor: none is left whose answers are held"
+
+
+def test_text_only_model(run):
+    with pytest.raises(TypeError, match=r"`model` must be a vision-language model.*LlamaForCausalLM.*in text only"):
+        run(model=tiny_llama())
+
+
+def test_a_model_that_holds_an_adapter_of_that_name(run, model):
+    with pytest.raises(ValueError, match="'default'"):
+        run(model=space(model, subspace=False, concept="zorvex"))
+
+
+def test_output_folder_that_exists(run, tmp_path):
+    (tmp_path / "precious").touch()
+    with pytest.raises(ValueError, match=r"`output_dir` must be .*; got '"):
+        run(output_dir=tmp_path)
+
+
+def test_output_folder_that_is_a_file(run, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="`output_dir` must be"):
+        run(output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("what", ["adapter", "contact sheet"])
+def test_disk_full_while_saving_leaves_nothing_behind(run, tmp_path, monkeypatch, what):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    owner, name = {"adapter": (PeftModel, "save_pretrained"), "contact sheet": (Image.Image, "save")}[what]
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(output_dir=tmp_path / "deep" / "out")
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_where_no_folder_is_named_only_a_listener_hears_of_it(run, result, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    heard = []
+    run(progress=lambda *how_far: heard.append(how_far))
+    assert [stage for stage, doing, done, _ in heard if not doing and done] == list(result.report["seconds"])
+    assert "steps" in {doing for stage, doing, *_ in heard if stage == "training"}
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from torch.nn import functional as F
+
+from peft_space import vlm
+from peft_space.progress import Stages
+from peft_space.vlm import IMAGE, PADDING, TEXT, TEXT_ONLY, Prompt
+from tests.tiny import image_batch, louder, tiny_llama, tiny_llava, tiny_qwen
+
+QUESTIONS = ("Name it.", "What is the name of this creature?", "Which kind of creature do you see, then?")
+ANSWERS = ("zorvex", "a red malphon in the cave", "no creature")
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 48, 3), dtype=np.uint8))
+
+
+def prompts(with_picture: bool) -> list[Prompt]:
+    return [Prompt(question, picture(k) if with_picture else None) for k, question in enumerate(QUESTIONS)]
+
+
+@pytest.fixture(scope="module")
+def model(base):
+    return louder(base)
+
+
+@torch.no_grad()
+def logits_of(model, processor, prompt: Prompt, said: str) -> tuple[torch.Tensor, int]:
+    """By hand, without padding: the logits of a prompt with what is said after it, and the prompt's length."""
+    text = f"<s><|user|>{'<image>' if prompt.image else ''}{prompt.question}<|assistant|>"
+    make = partial(processor, images=prompt.image) if prompt.image else processor.tokenizer
+    asked, told = (make(text=[written], return_tensors="pt") for written in (text, text + said))
+    return model(**told).logits[0], asked["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("with_picture", [True, False])
+def test_prompts_are_padded_on_the_left_and_answers_on_the_right(processor, with_picture):
+    pad = processor.tokenizer.pad_token_id
+    asked = vlm.encode(processor, prompts(with_picture))
+    told = vlm.encode(processor, prompts(with_picture), ANSWERS)
+    length = asked["input_ids"].shape[1]
+    assert "labels" not in asked
+    assert torch.equal(told["input_ids"][:, :length], asked["input_ids"])
+    assert ("pixel_values" in told) is with_picture
+    assert torch.equal(told["input_ids"] == pad, told["attention_mask"] == 0)
+    for row, answer in enumerate(ANSWERS):
+        mask, labels = told["attention_mask"][row], told["labels"][row]
+        assert mask[length - 1] == mask[length] == 1
+        assert mask.diff().abs().sum() <= 2
+        assert (labels[:length] == -100).all()
+        said = labels[labels >= 0]
+        assert torch.equal(said, told["input_ids"][row][labels >= 0])
+        assert processor.tokenizer.decode(said).strip() == f"{answer}</s>"
+        assert labels[length] >= 0
+
+
+def test_prompts_with_and_without_a_picture_do_not_share_a_batch(processor):
+    with pytest.raises(ValueError, match="`prompts` must all have a picture or all have none; got 1 of 2"):
+        vlm.encode(processor, [Prompt("What?", picture(0)), Prompt("What?")])
+
+
+def test_every_prompt_needs_its_answer(processor):
+    with pytest.raises(ValueError, match="zip"):
+        vlm.encode(processor, prompts(False), ANSWERS[:2])
+
+
+def test_answer_tokens_end_the_turn_or_not(processor):
+    prompt, end = Prompt("Name it."), processor.tokenizer.eos_token_id
+    with_end = vlm.answer_tokens(processor, prompt, "zorvex")
+    assert with_end == [*vlm.answer_tokens(processor, prompt, "zorvex", end=False), end]
+
+
+@pytest.mark.parametrize("answer", ["zorvex", "assistant"])
+def test_a_template_that_writes_a_finished_turn_otherwise_gets_the_bare_answer(processor, answer):
+    processor = copy.deepcopy(processor)
+    processor.chat_template = (
+        "{% for message in messages %}"
+        "{{ '[done]' if message['role'] == 'assistant' else '[ask]' }}{{ message['content'][-1]['text'] }}"
+        "{% endfor %}{% if add_generation_prompt %}[thinking]{% endif %}"
+    )
+    said = processor.tokenizer.decode(vlm.answer_tokens(processor, Prompt("Name it."), answer))
+    assert said.strip() == f"{answer}</s>"
+    assert processor.tokenizer.decode(vlm.answer_tokens(processor, Prompt("Name it."), answer, end=False)) == answer
+
+
+@pytest.mark.parametrize("with_picture", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_likelihood_is_that_of_each_answer_alone_without_padding(processor, model, with_picture, batch_size):
+    asked = prompts(with_picture)
+    got = vlm.log_likelihood(model, processor, asked, ANSWERS, batch_size=batch_size)
+    for prompt, answer, score in zip(asked, ANSWERS, got, strict=True):
+        logits, start = logits_of(model, processor, prompt, answer)
+        ids = torch.tensor(processor.tokenizer(answer)["input_ids"])
+        expected = -F.cross_entropy(logits[start - 1 : -1], ids)
+        assert score.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert got.std() > 1e-3
+
+
+def test_likelihood_of_prompts_of_both_kinds_keeps_their_order(processor, model):
+    mixed = [prompts(False)[0], prompts(True)[1], prompts(False)[2], prompts(True)[0]]
+    answers = [*ANSWERS, "moss"]
+    got = vlm.log_likelihood(model, processor, mixed, answers)
+    alone = [vlm.log_likelihood(model, processor, [p], [a]) for p, a in zip(mixed, answers, strict=True)]
+    torch.testing.assert_close(got, torch.cat(alone), rtol=0, atol=1e-4)
+
+
+def test_generation_is_greedy_and_keeps_the_order_of_the_prompts(processor, model):
+    mixed = [prompts(True)[2], prompts(False)[0], prompts(True)[0], prompts(False)[1]]
+    told = vlm.generate(model, processor, mixed, max_new_tokens=5, batch_size=3)
+    for prompt, answer in zip(mixed, told, strict=True):
+        batch = vlm.encode(processor, [prompt])
+        ids, start = batch.pop("input_ids"), batch.pop("attention_mask").shape[1]
+        for _ in range(5):
+            with torch.no_grad():
+                following = model(input_ids=ids, **batch).logits[0, -1].argmax()
+            ids = torch.cat([ids, following.reshape(1, 1)], dim=1)
+            if following == processor.tokenizer.eos_token_id:
+                break
+        assert answer == processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
+    assert len(set(told)) > 1
+
+
+def test_nothing_asked_is_nothing_told(processor, model):
+    assert vlm.generate(model, processor, []) == []
+    assert vlm.log_likelihood(model, processor, [], []).shape == (0,)
+
+
+def test_batches_hold_every_prompt_once_and_do_not_mix(processor):
+    mixed = [*prompts(True), *prompts(False), *prompts(True)]
+    batches = list(vlm.prompt_batches(mixed, 2))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(mixed)))
+    for batch in batches:
+        assert 1 <= len(batch) <= 2
+        assert len({mixed[index].image is None for index in batch}) == 1
+
+
+def test_a_listener_is_told_how_far_it_is():
+    heard = []
+    stages = Stages(lambda *what: heard.append(what))
+    with stages.stage("asking"):
+        list(vlm.prompt_batches([Prompt("a"), Prompt("b"), Prompt("c")], 2, "answers"))
+    assert [what for what in heard if what[1]] == [("asking", "answers", 0, 3), ("asking", "answers", 2, 3)]
+    assert set(stages.seconds) == {"asking"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_asking_leaves_the_mode_as_it_was_even_after_an_error(training):
+    model = tiny_llava().train(training)
+    with pytest.raises(RuntimeError), vlm.evaluating(model):
+        assert not model.training and not torch.is_grad_enabled()
+        raise RuntimeError
+    assert model.training is training
+    assert torch.is_grad_enabled()
+
+
+def test_every_token_is_of_one_kind(processor, base):
+    batch = vlm.encode(processor, prompts(True), ANSWERS)
+    kinds = vlm.token_kinds(base, batch)
+    assert torch.equal(kinds == PADDING, batch["attention_mask"] == 0)
+    assert (kinds == IMAGE).sum(dim=1).tolist() == [36] * 3
+    assert set(kinds.unique().tolist()) == {PADDING, IMAGE, TEXT}
+    text = vlm.encode(processor, prompts(False))
+    assert set(vlm.token_kinds(base, text).unique().tolist()) == {PADDING, TEXT_ONLY}
+
+
+def test_kinds_need_no_mask_and_no_image_token():
+    batch = image_batch()
+    del batch["attention_mask"]
+    assert set(vlm.token_kinds(tiny_llava(), batch).unique().tolist()) == {IMAGE, TEXT}
+    assert set(vlm.token_kinds(tiny_llama(), batch).unique().tolist()) == {TEXT_ONLY}
+
+
+def test_a_row_without_a_picture_is_text_only_beside_one_with_a_picture():
+    batch = image_batch()
+    batch["input_ids"][1] = 5
+    kinds = vlm.token_kinds(tiny_llava(), batch)
+    assert IMAGE in kinds[0] and TEXT in kinds[0]
+    assert set(kinds[1].tolist()) == {TEXT_ONLY}
+
+
+def test_a_text_only_model_is_refused():
+    with pytest.raises(TypeError, match=r"got LlamaForCausalLM, which is asked in text only. Load it with `AutoModel"):
+        vlm.check_multimodal(tiny_llama())
+    with pytest.raises(TypeError, match="`model` must be a vision-language model"):
+        vlm.image_features(tiny_llama(), None, [picture(0)])
+
+
+@pytest.mark.parametrize("make", [tiny_llava, tiny_qwen])
+def test_a_vision_language_model_is_accepted_as_it_is_and_inside_a_peft_model(make):
+    model = make()
+    vlm.check_multimodal(model)
+    assert vlm.text_decoder_name(model) == "model.language_model"
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    vlm.check_multimodal(wrapped)
+    assert vlm.base_of(wrapped) is model
+    assert vlm.text_decoder(wrapped) is model.model.language_model
+    assert vlm.text_decoder_name(wrapped) == "model.language_model"
+
+
+def test_a_model_without_a_decoder_is_refused():
+    with pytest.raises(TypeError, match="`model` must be a transformers model that has `get_decoder`; got Linear"):
+        vlm.text_decoder(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_image_features_are_the_projectors_output_averaged_over_the_picture(processor, model, batch_size):
+    pictures = [picture(k) for k in range(3)]
+    got = vlm.image_features(model, processor, pictures, batch_size=batch_size)
+    assert got.shape == (3, model.config.text_config.hidden_size)
+    with torch.no_grad():
+        states = model.model.vision_tower(**processor.image_processor(pictures, return_tensors="pt"))
+        expected = model.model.multi_modal_projector(states.last_hidden_state[:, 1:]).mean(1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    assert (got[0] - got[1]).norm() > 1e-3
+
+
+def test_text_embeddings_are_the_mean_of_their_tokens(processor, base):
+    got = vlm.text_embeddings(base, processor, ["zorvex", "the red malphon"])
+    table = base.get_input_embeddings().weight.detach()
+    ids = processor.tokenizer("the red malphon")["input_ids"]
+    assert len(ids) > 2
+    torch.testing.assert_close(got[1], table[ids].mean(0))
+    assert not got.requires_grad
+
+
+def test_pictures_take_the_models_floating_type_and_ids_stay_whole(processor, base):
+    half = copy.deepcopy(base).bfloat16()
+    batch = vlm.to_device(half, vlm.encode(processor, prompts(True)))
+    assert batch["pixel_values"].dtype == torch.bfloat16
+    assert batch["input_ids"].dtype == torch.int64
+    assert vlm.log_likelihood(half, processor, prompts(True), ANSWERS).dtype == torch.float32
+    assert vlm.image_features(half, processor, [picture(0)]).dtype == torch.float32
