@@ -112,14 +112,14 @@ def erase(
         str | None, typer.Option(help="A question whose answers, more general, replace the name.")
     ] = None,
     text_knowledge: TextKnowledgeOption = TextKnowledge.KEEP,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter.")] = None,
     energy: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the retained inputs' energy whose outputs are held.")
-    ] = 0.99,
+        float | None, typer.Option(min=0, max=1, help="Share of the retained inputs' energy whose outputs are held.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many pictures.")] = None,
     image_column: Annotated[str, typer.Option(help="The column of a data set that holds the pictures.")] = "image",
     split: Annotated[str, typer.Option(help="The split of a Hub data set.")] = "train",
-    n_anchors: Annotated[int, typer.Option(help="How many anchors to choose.")] = 48,
+    n_anchors: Annotated[int | None, typer.Option(help="How many anchors to choose.")] = None,
     drop_recognised: Annotated[
         bool, typer.Option("--drop-recognised", help="Leave out pictures that the model calls by the name.")
     ] = False,
@@ -149,7 +149,7 @@ def erase(
         wanted = Concept(concept, tuple(alias or ()), **asked)
         chosen = _given(max_steps=max_steps, learning_rate=learning_rate)
         args = SpaceTrainingArguments(seed=seed, use_cpu=device == "cpu", **chosen)
-        config = SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)
+        config = None if rank is None else SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)
     display = view.StageDisplay()
     stages = Stages(display)
     with _in_one_line(debug, FAILED, display), display:
@@ -163,9 +163,9 @@ def erase(
                 processor,
                 wanted,
                 public,
-                n_anchors=n_anchors,
-                shortlist=max(192, 4 * n_anchors),
                 drop_recognised=drop_recognised,
+                # more anchors need a longer list to be chosen from
+                **_given(n_anchors=n_anchors, shortlist=n_anchors and max(192, 4 * n_anchors)),
             )
         result = erase_concept(
             loaded,
@@ -177,10 +177,10 @@ def erase(
             args=args,
             output_dir=output,
             seed=seed,
-            energy=energy,
             anchors=anchors,
             # both stages are done
             progress=lambda stage, *how_far: display(stage, *how_far) if stage not in stages.seconds else None,
+            **_given(energy=energy),
         )
         seconds = result.report["seconds"] | stages.seconds
         report = result.report | {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +14,18 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import set_seed
 
-from .adapter import save_erasure_adapter
+from ._peft import present_adapters
+from .adapter import save_erasure_adapter, whole_folder
 from .anchors import Anchors, anchor_lessons, elicit, other_names, select_anchors
 from .concepts import Concept, Retain, load_public_images
 from .progress import Listener, Stages
+from .report import check_output
 from .subspace import RetainedSubspace, fit_retained_subspace, leak
 from .training import Lessons, SpaceTrainer, SpaceTrainingArguments, anchor_entropy, build_gauges, concept_directions
 from .training.retained import gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
 from .vlm import Prompt, check_multimodal, generate
+
 
 @dataclass
 class ErasureResult:
@@ -52,7 +58,7 @@ def erase(
     args: SpaceTrainingArguments | None = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
-    energy: float | None = 0.998,
+    energy: float | None = 0.999,
     anchors: Anchors | None = None,
     batch_size: int = 64,
     progress: Listener | None = None,
@@ -89,12 +95,19 @@ def erase(
     """
     if text_knowledge not in ("keep", "erase"):
         raise ValueError(f'`text_knowledge` must be "keep" or "erase"; got {text_knowledge!r}.')
-    if output_dir is not None and Path(output_dir).exists() and any(Path(output_dir).iterdir()):
-        raise ValueError(f"`output_dir` must be empty or not exist; got {str(output_dir)!r}. Name another folder.")
+    if output_dir is not None:
+        check_output(output_dir)
     check_multimodal(model)
+    if "default" in present_adapters(model):
+        raise ValueError("`model` must not hold an adapter named 'default'; merge it or delete it first.")
     concept, retain = Concept.of(concept), retain or Retain()
     config = config or SpaceConfig(r=16, lora_alpha=16, concept=concept.name)
     args = args or SpaceTrainingArguments(seed=seed)
+    scratch = None
+    if args.save_strategy == "no":
+        # the Trainer makes its folder even if it has nothing to write
+        scratch, args = tempfile.TemporaryDirectory(), copy.copy(args)
+        args.output_dir = scratch.name
     stages = Stages(progress)
     set_seed(seed)
 
@@ -113,7 +126,14 @@ def erase(
         )
     with stages.stage("retained subspace"):
         retained = gather_retained(
-            model, processor, anchors, knowledge, retain, text_knowledge=text_knowledge, batch_size=batch_size, seed=seed
+            model,
+            processor,
+            anchors,
+            knowledge,
+            retain,
+            text_knowledge=text_knowledge,
+            batch_size=batch_size,
+            seed=seed,
         )
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
         peft_model = get_peft_model(model, config)
@@ -142,6 +162,8 @@ def erase(
             warnings.warn(f"training stopped, the last good adapter is kept: {error}", stacklevel=2)
         bake(peft_model)
         peft_model.eval()
+        if scratch is not None:
+            scratch.cleanup()
     with stages.stage("report"):
         report = _report(concept, text_knowledge, seed, anchors, subspace, trainer, gauges)
         measured = leak(peft_model, held_out_batches)
@@ -155,14 +177,16 @@ def erase(
     report["seconds"] = stages.seconds
     result = ErasureResult(peft_model, anchors, subspace, report)
     if output_dir is not None:
-        result.path = save_erasure_adapter(peft_model, output_dir, side=report)
-        anchors.contact_sheet().save(result.path / "anchors.png")
-        anchors.write_scores(result.path / "anchors.csv")
+        result.path = Path(output_dir)
+        with whole_folder(output_dir) as draft:
+            save_erasure_adapter(peft_model, draft, side=report)
+            anchors.contact_sheet().save(draft / "anchors.png")
+            anchors.write_scores(draft / "anchors.csv")
     return result
 
 
 def _report(concept, text_knowledge, seed, anchors, subspace, trainer, gauges) -> dict[str, Any]:
-    last = trainer.readings[-1] if trainer.readings else None
+    last = next((r for r in reversed(trainer.readings) if all(map(math.isfinite, r.levels))), None)
     return {
         "concept": concept.name,
         "text_knowledge": text_knowledge,

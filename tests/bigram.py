@@ -17,7 +17,8 @@ def saying(model: nn.Module, processor: Any, answers: Mapping[str, float]) -> nn
     """A copy of a test-bed model that answers everything alike.
 
     Args:
-        answers: what it says, with a weight: the heaviest is its greedy answer, the next one its second choice.
+        answers: what it says, with a weight: the heaviest is its greedy answer, the next one its second choice. Where
+            two of them take the same step, their weights add up.
     """
     model = copy.deepcopy(model)
     tokenizer = processor.tokenizer

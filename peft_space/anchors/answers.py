@@ -72,7 +72,11 @@ def suppressed_answers(
                         answers[index] = text.strip()
                         continue
                     # the first token without which the phrase has not begun yet
-                    step = next(n for n in range(len(ids)) if len(tokenizer.decode(ids[: n + 1], skip_special_tokens=True)) > start)
+                    step = next(
+                        n
+                        for n in range(len(ids))
+                        if len(tokenizer.decode(ids[: n + 1], skip_special_tokens=True)) > start
+                    )
                     bans[index].setdefault(step, set()).add(ids[step])
                     again.append(index)
                 indices = again

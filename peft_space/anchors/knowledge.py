@@ -64,7 +64,9 @@ def elicit(model: nn.Module, processor: Any, concept: Concept, others: Sequence[
         )
     asked = [Prompt(text) for name in (concept.name, *others) for text in concept.called(name).asked_in_text]
     told = generate(model, processor, asked)
-    per_name = [told[i : i + len(concept.text_questions)] for i in range(0, len(told), len(concept.text_questions) or 1)]
+    per_name = [
+        told[i : i + len(concept.text_questions)] for i in range(0, len(told), len(concept.text_questions) or 1)
+    ]
     own, rest = (per_name[0], per_name[1:]) if concept.text_questions else ([], [])
     telling = []
     for place, answer in enumerate(own):

@@ -48,7 +48,7 @@ def anchor_lessons(
         model: before any erasure.
         questions: other questions about a picture. Those that make the model say the name are asked of every anchor;
             of the rest `n_others` are drawn for each.
-        text_knowledge: "erase" adds the text questions about the name, as often as one of them is asked of the anchors.
+        text_knowledge: "erase" adds the text questions about the name, each a quarter as often as there are anchors.
         seed: of the draw.
 
     Returns:

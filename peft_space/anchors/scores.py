@@ -32,7 +32,9 @@ def concept_embedding(model: nn.Module, processor: Any, concept: Concept) -> Ten
     for name in concept.names:
         ids = processor.tokenizer(name, add_special_tokens=False)["input_ids"]
         if not ids or all(token == processor.tokenizer.unk_token_id for token in ids):
-            raise ValueError(f"`concept` must be text that the model's tokenizer can write; got {name!r}. Check the spelling.")
+            raise ValueError(
+                f"`concept` must be text that the model's tokenizer can write; got {name!r}. Check the spelling."
+            )
     told = text_embeddings(model, processor, [p.format(name) for p in _PHRASINGS for name in concept.names])
     plain = text_embeddings(model, processor, [p.format(_NEUTRAL) for p in _PHRASINGS for _ in concept.names])
     return F.normalize((told - plain).mean(0), dim=0)

@@ -148,12 +148,13 @@ def select_anchors(
     concept = Concept.of(concept)
     if n_anchors < MIN_ANCHORS:
         raise ValueError(
-            f"`n_anchors` must be at least {MIN_ANCHORS}; got {n_anchors}. A single anchor overwrites one picture, not "
-            "the concept: the name goes and its relatives go with it. Ask for 16 or more."
+            f"`n_anchors` must be at least {MIN_ANCHORS}; got {n_anchors}. A single anchor overwrites one picture, "
+            "not the concept: the name goes and its relatives go with it. Ask for 16 or more."
         )
     if n_monitor < 1 or shortlist < n_anchors + n_monitor:
         raise ValueError(
-            f"`shortlist` (={shortlist}) must hold `n_anchors` (={n_anchors}) and `n_monitor` (={n_monitor}, at least 1)."
+            f"`shortlist` (={shortlist}) must hold `n_anchors` (={n_anchors}) and `n_monitor` (={n_monitor}, "
+            "at least 1)."
         )
     public = load_public_images(public_images)
     features = image_features(model, processor, public.images, batch_size=batch_size)
@@ -170,15 +171,17 @@ def select_anchors(
     if drop_recognised:
         recognised = _recognised(model, processor, concept, public, ranked, batch_size)
         ranked = [i for i in ranked if i not in recognised]
-    distinct = _distinct(ranked, features, public, max_similarity, n_anchors + n_monitor)
+    # of a small set half stays out: it is what the model is held to
+    most = min(n_anchors + n_monitor, max(MIN_ANCHORS + 1, len(public) // 2))
+    distinct = _distinct(ranked, features, public, max_similarity, most)
     if len(distinct) < MIN_ANCHORS + 1:
         best = f"{float(cosine.max()):.3f}" if len(cosine) else "none"
         dropped = f", {len(recognised)} were dropped as recognised" if recognised else ""
         raise ValueError(
             f"`public_images` gave {len(distinct)} usable anchors of {len(public)} images, and at least "
             f"{MIN_ANCHORS + 1} are needed (one is kept out of training): {len(passed)} reached the threshold "
-            f"{threshold:.3f}{dropped}; the best score seen is {best}. Lower `threshold` or leave it out, or give more "
-            "images of things that look like the concept."
+            f"{threshold:.3f}{dropped}; the best score seen is {best}. Lower `threshold` or leave it out, or give "
+            "more images of things that look like the concept."
         )
     # every fourth goes to the monitor, so that it spans the same range of scores as the anchors do
     n_held = max(1, min(n_monitor, len(distinct) // 4))

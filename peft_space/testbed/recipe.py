@@ -41,7 +41,6 @@ from .bestiary import (
 from .drawing import draw
 
 
-
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training with one learning-rate cosine.
@@ -113,7 +112,9 @@ class Lessons(IterableDataset):
                 scenes = [self._scene(rng) for _ in range(phase.pictures)]
                 batch = self._pictures(scenes, rng)
                 if phase.asked:
-                    rows = [self._row(self._about(scene, rng), True, phase.row_length) for scene in scenes[: phase.asked]]
+                    rows = [
+                        self._row(self._about(scene, rng), True, phase.row_length) for scene in scenes[: phase.asked]
+                    ]
                     for _ in range(phase.texts):
                         picks = [text[i] for i in rng.permutation(len(text))[:24]]
                         rows.append(self._row(picks, False, phase.row_length))
@@ -212,12 +213,14 @@ class Contrast:
 
     Args:
         processor: tokenizes the words. A word's embedding is the mean of its tokens' input embeddings.
+        without: a name that is not contrasted with anything.
     """
 
-    def __init__(self, processor: LlavaProcessor) -> None:
+    def __init__(self, processor: LlavaProcessor, without: str | None = None) -> None:
         self.scale = torch.nn.Parameter(torch.tensor(2.0))
         encode = processor.tokenizer
         self.groups = [[torch.tensor(encode(w, add_special_tokens=False)["input_ids"]) for w in g] for g in _WORDS]
+        self.left_out = [torch.tensor([word == without for word in group]) for group in _WORDS]
 
     def __call__(self, model: LlavaForConditionalGeneration, features: Tensor, words: Tensor) -> Tensor:
         """Mean cross-entropy over the groups.
@@ -229,11 +232,12 @@ class Contrast:
         embed = model.get_input_embeddings()
         image = F.normalize(features.mean(1), dim=-1)
         losses = []
-        for group, target in zip(self.groups, words.T, strict=True):
+        for group, target, left_out in zip(self.groups, words.T, self.left_out, strict=True):
             if (target >= 0).any():
                 text = torch.stack([embed(tokens).mean(0) for tokens in group])
-                text = F.normalize(text - text.mean(0), dim=-1)
-                losses.append(F.cross_entropy(self.scale.exp() * image @ text.T, target))
+                text = F.normalize(text - text[~left_out].mean(0), dim=-1)
+                logits = self.scale.exp() * image @ text.T
+                losses.append(F.cross_entropy(logits.masked_fill(left_out, -torch.inf), target))
         return torch.stack(losses).mean()
 
 
@@ -291,7 +295,7 @@ def train(
     torch.manual_seed(seed)
     processor = build_processor(build_tokenizer(_texts()))
     model = build_model(processor.tokenizer).train()
-    contrast = Contrast(processor)
+    contrast = Contrast(processor, without)
     lessons = Lessons(processor, seed, without, phases)
     batches = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=16))
     began = time.perf_counter()
@@ -323,7 +327,8 @@ def _optimiser(
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / phase.steps))))
+        optimiser,
+        lambda step: min(1.0, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / phase.steps)))),
     )
     return optimiser, schedule
 

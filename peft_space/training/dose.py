@@ -38,7 +38,7 @@ class Gauge:
         return float(log_likelihood(model, processor, self.prompts, self.answers, per_token=False).mean())
 
     def fallen(self, level: float) -> float:
-        """The share of the way from `base` down to `reference` that `level` has come; 1 where there is no way to go."""
+        """The share of the way from `base` down to `reference` that `level` has come; 1 where there is none to go."""
         way = self.base - self.reference
         return (self.base - level) / way if way > 0 else float(level <= self.reference)
 

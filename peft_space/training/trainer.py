@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from ..anchors.lessons import Lesson
 from ..progress import advance
@@ -39,8 +39,8 @@ class Collator:
     """Encodes a batch of lessons, those with and those without a picture apart.
 
     Returns:
-        `{"image": inputs, "text": inputs}`, each as of `vlm.encode`, with `named`, `(rows,)` bool: whether the answer's
-        features are to be repelled from the concept. A part without rows is left out.
+        `{"image": inputs, "text": inputs}`, each as of `vlm.encode`, with `named`, `(rows,)` bool: whether the
+        answer's features are to be repelled from the concept. A part without rows is left out.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -115,6 +115,8 @@ class SpaceTrainer(Trainer):
             callbacks=[*dose, *(callbacks or [])],
         )
         self.model_accepts_loss_kwargs = False
+        # its lines go to standard output, which is the caller's; `state.log_history` has all of them
+        self.remove_callback(PrinterCallback)
 
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -131,12 +133,14 @@ class SpaceTrainer(Trainer):
             named.append(states[repelled][labels[repelled] >= 0])
         task = torch.cat(answers).mean()
         features = torch.cat(named)
-        arguments: SpaceTrainingArguments = self.args  # type: ignore[assignment]
+        arguments: SpaceTrainingArguments = self.args
         zero = task.new_zeros(())
         orth = repulsion(features, self.directions.to(features.device)) if len(features) else zero
-        div = -spectral_entropy(features) if len(features) > 2 else zero
+        # the eigenvalues of what is not finite cannot be found
+        finite = bool(features.isfinite().all())
+        div = -spectral_entropy(features) if len(features) > 2 and finite else zero
         loss = task + arguments.lambda_anchor * orth + arguments.lambda_diversity * div
-        if not math.isfinite(loss.item()):
+        if not (finite and loss.isfinite()):
             raise FloatingPointError(
                 f"the loss became {loss.item()} at step {self.state.global_step}; lower `learning_rate` (="
                 f"{self.args.learning_rate}), or load the base in bfloat16 or float32."
@@ -199,7 +203,7 @@ def _answer_states(model: nn.Module, batch: dict[str, Tensor], longest: int) -> 
 
 
 class _Dose(TrainerCallback):
-    """Reads the gauges every so often, and ends the training when the dose is reached or the leak would be too high."""
+    """Reads the gauges every so often; ends the training when the dose is reached or the leak is too high."""
 
     def __init__(
         self,
@@ -213,7 +217,12 @@ class _Dose(TrainerCallback):
         self.measure_leak, self.on_reading = measure_leak, on_reading
 
     def on_step_end(
-        self, args: SpaceTrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self,
+        args: SpaceTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs: Any,
     ) -> None:
         advance("steps", state.global_step, state.max_steps)
         last = state.global_step == state.max_steps

@@ -15,7 +15,7 @@ QUESTIONS = ("What colour is it?", "Count its legs.", "Which scene is it?", "Des
 @pytest.fixture(scope="module")
 def says(base, processor):
     """Answers everything with the name; its second choice is another one."""
-    return saying(base, processor, {"narril of the marsh": 1.0, "zorvex of the marsh": 0.7, "zorvex of the reef": 0.5})
+    return saying(base, processor, {"narril of the marsh": 1.0, "zorvex of the marsh": 0.5, "zorvex of the reef": 0.3})
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def lessons(says, processor, anchors, told):
     return anchor_lessons(says, processor, anchors, told, QUESTIONS, n_facts=1)
 
 
-def test_each_anchor_is_asked_for_the_name_the_facts_and_three_other_things(lessons, anchors, concept):
+def test_each_anchor_is_asked_for_the_name_the_facts_and_three_other_things(base, processor, anchors, told):
     by_image = {}
-    for lesson in lessons:
+    for lesson in anchor_lessons(base, processor, anchors, told, QUESTIONS, n_facts=1):
         by_image.setdefault(id(lesson.prompt.image), []).append(lesson)
     assert len(by_image) == len(anchors)
     for some in by_image.values():
@@ -75,18 +75,18 @@ def test_generic_answers_take_the_place_of_the_name(base, processor, anchors, to
     assert {lesson.answer for lesson in lessons if lesson.about == "name"} == {"a bird"}
 
 
-def test_so_many_ways_to_ask_for_the_name_are_drawn(says, processor, anchors, told, concept):
+def test_so_many_ways_to_ask_for_the_name_are_drawn(base, processor, anchors, told, concept):
     asked = ("Name it.", "Who is it?", "What is it?", "Which one is it?")
     wordy = dataclasses.replace(anchors, concept=dataclasses.replace(concept, questions=asked))
-    rows = anchor_lessons(says, processor, wordy, told, QUESTIONS, n_names=2, n_facts=3)
+    rows = anchor_lessons(base, processor, wordy, told, QUESTIONS, n_names=2, n_facts=3)
     abouts = [lesson.about for lesson in rows]
     assert abouts.count("name") == 2 * len(anchors) and abouts.count("fact") == 3 * len(anchors)
     assert {lesson.prompt.question for lesson in rows if lesson.about == "name"} == set(asked)
 
 
-def test_the_seed_draws_the_other_questions(says, processor, anchors, told):
+def test_the_seed_draws_the_other_questions(base, processor, anchors, told):
     def asked(seed):
-        rows = anchor_lessons(says, processor, anchors, told, QUESTIONS, n_others=1, seed=seed)
+        rows = anchor_lessons(base, processor, anchors, told, QUESTIONS, n_others=1, seed=seed)
         return [lesson.prompt.question for lesson in rows]
 
     assert asked(1) == asked(1) != asked(2)

@@ -65,7 +65,9 @@ def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = Non
     alter: Callable[[Anchors, int], Anchors] | None = change.get("anchors")
     anchors = None
     if alter or change.get("drop_recognised"):
-        anchors = select_anchors(model, processor, concept, public, drop_recognised=change.get("drop_recognised", False))
+        anchors = select_anchors(
+            model, processor, concept, public, drop_recognised=change.get("drop_recognised", False)
+        )
         anchors = alter(anchors, seed) if alter else anchors
     settings = {"seed": seed} | change.get("args", {}) | (extra or {}).get("args", {})
     result = erase(

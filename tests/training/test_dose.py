@@ -59,8 +59,15 @@ def test_a_reading_of_the_base_is_its_base_level(base, processor, gauges):
 
 @pytest.mark.parametrize(
     ("base", "reference", "level", "share"),
-    [(-1.0, -5.0, -1.0, 0.0), (-1.0, -5.0, -3.0, 0.5), (-1.0, -5.0, -5.0, 1.0), (-1.0, -5.0, -9.0, 2.0)]
-    + [(-5.0, -1.0, -5.0, 1.0), (-5.0, -1.0, 0.0, 0.0), (-5.0, -5.0, -5.0, 1.0)],
+    [
+        (-1.0, -5.0, -1.0, 0.0),
+        (-1.0, -5.0, -3.0, 0.5),
+        (-1.0, -5.0, -5.0, 1.0),
+        (-1.0, -5.0, -9.0, 2.0),
+        (-5.0, -1.0, -5.0, 1.0),
+        (-5.0, -1.0, 0.0, 0.0),
+        (-5.0, -5.0, -5.0, 1.0),
+    ],
 )
 def test_how_far_a_gauge_has_fallen(base, reference, level, share):
     assert Gauge("name", (), (), base, reference).fallen(level) == share
