@@ -35,7 +35,7 @@ class ErasureResult:
         model: the model with the erasure adapter, active and baked into plain LoRA.
         anchors: the chosen anchors with all scores.
         subspace: what was retained.
-        report: what was done and reached; see docs/reference.md.
+        report: what was done and reached; see docs/method.md.
         path: where the adapter was saved, if it was.
     """
 
@@ -122,7 +122,14 @@ def erase(
         knowledge = elicit(model, processor, concept, others)
         gauges = build_gauges(model, processor, anchors, knowledge, text_knowledge)
         lessons = anchor_lessons(
-            model, processor, anchors, knowledge, retain.questions, text_knowledge=text_knowledge, seed=seed
+            model,
+            processor,
+            anchors,
+            knowledge,
+            retain.questions,
+            text_knowledge=text_knowledge,
+            batch_size=batch_size,
+            seed=seed,
         )
     with stages.stage("retained subspace"):
         retained = gather_retained(

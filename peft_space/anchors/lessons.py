@@ -56,21 +56,22 @@ def anchor_lessons(
     """
     concept = anchors.concept
     rng = np.random.default_rng(seed)
-    naming = [*naming_questions(model, processor, anchors, questions, batch_size=batch_size)]
+    naming = naming_questions(model, processor, anchors, questions, batch_size=batch_size)
     questions = [question for question in questions if question not in naming]
-    asked: list[tuple[Prompt, tuple[str, ...], Literal["name", "fact", "other"]]] = []
+    # prompt, what its answer may not say, what it is about, and how often it is a lesson
+    asked: list[tuple[Prompt, tuple[str, ...], Literal["name", "fact", "other"], int]] = []
     for image in anchors.images:
         for index in rng.permutation(len(concept.questions))[:n_names]:
-            asked.append((Prompt(concept.questions[index], image), concept.names, "name"))
-        asked += [(Prompt(question, image), concept.names, "name") for question in naming]
+            asked.append((Prompt(concept.questions[index], image), concept.names, "name", 1))
+        asked += [(Prompt(question, image), concept.names, "name", 1) for question in naming]
         for question, telling in zip(concept.asked_through_image, knowledge.telling, strict=True):
-            asked += [(Prompt(question, image), (*concept.names, *telling), "fact")] * n_facts
+            asked.append((Prompt(question, image), (*concept.names, *telling), "fact", n_facts))
         for index in rng.permutation(len(questions))[:n_others]:
-            asked.append((Prompt(questions[index], image), concept.names, "other"))
+            asked.append((Prompt(questions[index], image), concept.names, "other", 1))
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
-            asked += [(Prompt(question), telling, "fact")] * max(1, len(anchors) // 4)
-    prompts, banned, about = zip(*asked, strict=True)
+            asked.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))
+    prompts, banned, about, times = zip(*asked, strict=True)
     answers = suppressed_answers(model, processor, prompts, banned, batch_size=batch_size)
     if concept.generic_question is not None:
         general = generate(
@@ -79,12 +80,13 @@ def anchor_lessons(
         by_image = {id(image): answer for image, answer in zip(anchors.images, general, strict=True)}
         answers = [
             by_image[id(prompt.image)] if prompt.question in concept.questions else answer
-            for prompt, kind, answer in zip(prompts, about, answers, strict=True)
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
     return [
         Lesson(prompt, answer, kind)
-        for prompt, answer, kind in zip(prompts, answers, about, strict=True)
+        for prompt, kind, answer, often in zip(prompts, about, answers, times, strict=True)
         if answer is not None
+        for _ in range(often)
     ]
 
 

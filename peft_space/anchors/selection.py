@@ -123,7 +123,7 @@ def select_anchors(
 ) -> Anchors:
     """Chooses proxy anchors: projector cosine shortens the list, the model's own likelihood of the name decides.
 
-    Source: TPAS of SPACE, arXiv 2606.09868; the second stage is ours (docs/method.md has the figures).
+    Source: TPAS of SPACE, arXiv 2606.09868; the second stage is ours (see docs/method.md).
 
     Args:
         model: the vision-language model, before any erasure.

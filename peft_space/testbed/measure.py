@@ -58,7 +58,7 @@ def knowledge(
         seed: draws the renders.
 
     Returns:
-        Shares of right answers, 0 to 1: `naming` per family (trained and held-out phrasings together),
+        Shares of right answers, 0 to 1: `naming` per family and `naming_held_out` in held-out phrasings,
         `naming_by_creature`, `seen` per attribute, `through_picture` per fact, `text` per kind of question, `objects`.
     """
     sheet = Sheet()
