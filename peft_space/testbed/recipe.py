@@ -70,7 +70,7 @@ PHASES = (
     # everything together: reading pictures and questions
     Phase(steps=2200, pictures=24, asked=24, texts=4, row_length=160, learning_rate=1.2e-3, contrast=0.1),
     # many pictures and few questions: what is left to learn is seeing
-    Phase(steps=2400, pictures=96, asked=24, texts=2, row_length=104, learning_rate=8e-4, contrast=1.0),
+    Phase(steps=2800, pictures=96, asked=24, texts=2, row_length=104, learning_rate=8e-4, contrast=1.0),
 )
 # How often a question is drawn, against 1 for the others: what is hard to see, or must be recalled, needs more turns.
 _WEIGHTS = {

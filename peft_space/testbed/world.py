@@ -36,7 +36,9 @@ def concept(name: str, *, generic: bool = False) -> Concept:
     return Concept(
         creature(name).name,
         questions=questions.NAMING[: -questions.HELD_OUT],
-        text_questions=tuple(phrasings[0].replace("{it}", "the {name}") for phrasings in questions.FACTS.values()),
+        text_questions=tuple(
+            text.replace("{it}", "the {name}") for phrasings in questions.FACTS.values() for text in phrasings[:-1]
+        ),
         # the text questions say "the NAME", and their twins beside a picture "this creature"
         referent=questions.REFERENT,
         generic_question=questions.SEEN["family"][0] if generic else None,
@@ -50,7 +52,7 @@ def retain() -> Retain:
     return Retain(questions=(questions.DESCRIPTION, *seen, *questions.OBJECT[:-1]), texts=tuple(texts))
 
 
-def public_images(target: str, n_images: int = 600, seed: int = 0) -> PublicImages:
+def public_images(target: str, n_images: int = 2000, seed: int = 0) -> PublicImages:
     """A public set for erasing `target`; no picture of it is in the set.
 
     Returns:
