@@ -165,7 +165,7 @@ def erase(
                 public,
                 drop_recognised=drop_recognised,
                 # more anchors need a longer list to be chosen from
-                **_given(n_anchors=n_anchors, shortlist=n_anchors and max(192, 4 * n_anchors)),
+                **_given(n_anchors=n_anchors, shortlist=n_anchors and max(384, 4 * n_anchors)),
             )
         result = erase_concept(
             loaded,

@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from ._peft import present_adapters
 from .adapter import save_erasure_adapter, whole_folder
-from .anchors import Anchors, anchor_lessons, elicit, other_names, select_anchors
+from .anchors import Anchors, anchor_lessons, elicit, naming_questions, other_names, select_anchors
 from .concepts import Concept, Retain, load_public_images
 from .progress import Listener, Stages
 from .report import check_output
@@ -118,15 +118,17 @@ def erase(
         concept, public = anchors.concept, anchors.public
     with stages.stage("knowledge"):
         seen = public.take([*anchors.unrelated(128, seed), *anchors.indices]).images
-        others = other_names(model, processor, concept, seen, batch_size=batch_size)
+        naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
+        others = other_names(model, processor, concept, seen, naming, batch_size=batch_size)
         knowledge = elicit(model, processor, concept, others)
-        gauges = build_gauges(model, processor, anchors, knowledge, text_knowledge)
+        gauges = build_gauges(model, processor, anchors, knowledge, naming, text_knowledge)
         lessons = anchor_lessons(
             model,
             processor,
             anchors,
             knowledge,
             retain.questions,
+            naming,
             text_knowledge=text_knowledge,
             batch_size=batch_size,
             seed=seed,
@@ -143,6 +145,7 @@ def erase(
             seed=seed,
         )
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
+        kept = kept.with_more(retain.texts)
         peft_model = get_peft_model(model, config)
         subspace = None
         if energy is not None:

@@ -2,7 +2,7 @@
 
 from .answers import suppressed_answers
 from .knowledge import Knowledge, elicit, other_names
-from .lessons import Lesson, anchor_lessons
+from .lessons import Lesson, anchor_lessons, naming_questions
 from .scores import concept_embedding, name_likelihood, projector_cosine
 from .selection import Anchors, select_anchors
 
@@ -14,6 +14,7 @@ __all__ = [
     "concept_embedding",
     "elicit",
     "name_likelihood",
+    "naming_questions",
     "other_names",
     "projector_cosine",
     "select_anchors",

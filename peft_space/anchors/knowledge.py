@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from ..concepts import Concept
+from ..concepts.concept import find_any
 from ..vlm import Prompt, generate
 
 _COMMON = 0.25
@@ -41,14 +42,30 @@ def other_names(
     processor: Any,
     concept: Concept,
     images: Sequence[Image.Image],
+    naming: Sequence[str] = (),
     *,
     most: int = 32,
     batch_size: int = 64,
 ) -> tuple[str, ...]:
-    """The names that the model itself gives to `images`, without the concept's, most frequent first."""
-    told = generate(model, processor, [Prompt(concept.questions[0], image) for image in images], batch_size=batch_size)
-    counts = Counter(text for text in told if text and not concept.mentioned_in(text))
-    return tuple(name for name, _ in counts.most_common(most))
+    """The names that the model itself gives to `images`, without the concept's, most frequent first.
+
+    Args:
+        naming: questions that make the model say names though they do not ask for them. Where there are some, what
+            never comes up in reply to them ("nothing", "no creature") is taken for no name.
+        most: how many names to return at most.
+    """
+
+    def told(question: str) -> list[str]:
+        return generate(model, processor, [Prompt(question, image) for image in images], batch_size=batch_size)
+
+    counts = Counter(text for text in told(concept.questions[0]) if text and not concept.mentioned_in(text))
+    unasked = [text for question in naming for text in told(question)]
+    names = [
+        name
+        for name, _ in counts.most_common()
+        if not naming or any(find_any((name,), text) is not None for text in unasked)
+    ]
+    return tuple(names[:most])
 
 
 def elicit(model: nn.Module, processor: Any, concept: Concept, others: Sequence[str]) -> Knowledge:

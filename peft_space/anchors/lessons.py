@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
-from ..vlm import Prompt, generate
+from ..concepts import Concept
+from ..concepts.concept import find_any
+from ..vlm import Prompt, generate, log_likelihood
 from .answers import suppressed_answers
 from .knowledge import Knowledge
 from .selection import Anchors
+
+SLOT = "\0"
+"""Stands in an answer for the name that is to be put there."""
+About = Literal["name", "fact", "other"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,20 @@ class Lesson:
 
     prompt: Prompt
     answer: str
-    about: Literal["name", "fact", "other"]
+    about: About
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What an anchor is told as.
+
+    Attributes:
+        name: the answer to the question for its name.
+        facts: what the model says of that name, for each of the concept's `text_questions`; empty where it is no name.
+    """
+
+    name: str
+    facts: tuple[str, ...] = ()
 
 
 def anchor_lessons(
@@ -34,21 +54,32 @@ def anchor_lessons(
     anchors: Anchors,
     knowledge: Knowledge,
     questions: Sequence[str],
+    naming: Sequence[str] = (),
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
     n_names: int = 3,
-    n_facts: int = 2,
+    n_facts: int = 1,
     n_others: int = 3,
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Lesson]:
     """The lessons of DCSI: every naming question and every fact on every anchor, and some other questions.
 
+    Each anchor is told as one and the same other thing throughout, its stand-in: asked for the name, the answer is the
+    stand-in's name; asked for a fact, what the model says of that name; asked for something whose answer holds the
+    concept's name, that answer with the stand-in's. What no stand-in answers (other questions, facts where the
+    concept asks for general answers, questions in text) is answered by the model's own next choice.
+
     Args:
         model: before any erasure.
-        questions: other questions about a picture. Those that make the model say the name are asked of every anchor;
-            of the rest `n_others` are drawn for each.
+        questions: other questions about a picture; `n_others` of them are drawn for each anchor.
+        naming: those that make the model say the name though they do not ask for it, as of `naming_questions`; asked
+            of every anchor.
         text_knowledge: "erase" adds the text questions about the name, each a quarter as often as there are anchors.
+        n_names: naming questions for each anchor.
+        n_facts: how often each fact is a lesson, for each anchor.
+        n_others: other questions for each anchor.
+        batch_size: prompts at a time.
         seed: of the draw.
 
     Returns:
@@ -56,38 +87,84 @@ def anchor_lessons(
     """
     concept = anchors.concept
     rng = np.random.default_rng(seed)
-    naming = naming_questions(model, processor, anchors, questions, batch_size=batch_size)
     questions = [question for question in questions if question not in naming]
-    # prompt, what its answer may not say, what it is about, and how often it is a lesson
-    asked: list[tuple[Prompt, tuple[str, ...], Literal["name", "fact", "other"], int]] = []
-    for image in anchors.images:
+    prompts = [Prompt(question, image) for image in anchors.images for question in naming]
+    told = generate(model, processor, prompts, batch_size=batch_size)
+    unasked = [(n // len(naming), *row) for n, row in enumerate(zip(prompts, told, strict=True))]
+    if concept.generic_question is None:
+        fitting = stand_ins(model, processor, anchors, knowledge, unasked, batch_size=batch_size)
+    else:
+        general = [Prompt(concept.generic_question, image) for image in anchors.images]
+        fitting = [StandIn(text) for text in generate(model, processor, general, batch_size=batch_size)]
+    lessons: list[Lesson] = []
+    # what the model has to answer itself: the prompt, what it may not say, what it is about, how often it is a lesson
+    left: list[tuple[Prompt, tuple[str, ...], About, int]] = []
+    for image, stand_in in zip(anchors.images, fitting, strict=True):
         for index in rng.permutation(len(concept.questions))[:n_names]:
-            asked.append((Prompt(concept.questions[index], image), concept.names, "name", 1))
-        asked += [(Prompt(question, image), concept.names, "name", 1) for question in naming]
-        for question, telling in zip(concept.asked_through_image, knowledge.telling, strict=True):
-            asked.append((Prompt(question, image), (*concept.names, *telling), "fact", n_facts))
+            lessons.append(Lesson(Prompt(concept.questions[index], image), stand_in.name, "name"))
+        for number, (question, telling) in enumerate(zip(concept.asked_through_image, knowledge.telling, strict=True)):
+            prompt, banned = Prompt(question, image), (*concept.names, *telling)
+            if stand_in.facts and find_any(banned, stand_in.facts[number]) is None:
+                lessons += [Lesson(prompt, stand_in.facts[number], "fact")] * n_facts
+            else:
+                left.append((prompt, banned, "fact", n_facts))
         for index in rng.permutation(len(questions))[:n_others]:
-            asked.append((Prompt(questions[index], image), concept.names, "other", 1))
+            left.append((Prompt(questions[index], image), concept.names, "other", 1))
+    for place, prompt, text in unasked:
+        lessons.append(Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name"))
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
-            asked.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))
-    prompts, banned, about, times = zip(*asked, strict=True)
-    answers = suppressed_answers(model, processor, prompts, banned, batch_size=batch_size)
-    if concept.generic_question is not None:
-        general = generate(
-            model, processor, [Prompt(concept.generic_question, i) for i in anchors.images], batch_size=batch_size
+            left.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))
+    if left:
+        answers = suppressed_answers(
+            model, processor, [row[0] for row in left], [row[1] for row in left], batch_size=batch_size
         )
-        by_image = {id(image): answer for image, answer in zip(anchors.images, general, strict=True)}
-        answers = [
-            by_image[id(prompt.image)] if prompt.question in concept.questions else answer
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-    return [
-        Lesson(prompt, answer, kind)
-        for prompt, kind, answer, often in zip(prompts, about, answers, times, strict=True)
-        if answer is not None
-        for _ in range(often)
-    ]
+        for (prompt, _, about, often), answer in zip(left, answers, strict=True):
+            if answer is not None:
+                lessons += [Lesson(prompt, answer, about)] * often
+    return lessons
+
+
+def stand_ins(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    knowledge: Knowledge,
+    unasked: Sequence[tuple[int, Prompt, str]] = (),
+    *,
+    batch_size: int = 64,
+) -> list[StandIn]:
+    """For each anchor what it is told as: what the model calls it, where that is not the concept, else the next name.
+
+    The next name is the likeliest of `knowledge.others`, in the answer to the question for the name and in those that
+    hold one unasked. Whole names are compared: the second choice token by token is often no name at all.
+
+    Args:
+        unasked: place of an anchor, a prompt about it, and the model's answer, which may hold a name.
+    """
+    concept, others = anchors.concept, knowledge.others
+    rows = [(place, Prompt(concept.questions[0], image), SLOT) for place, image in enumerate(anchors.images)]
+    called = generate(model, processor, [prompt for _, prompt, _ in rows], batch_size=batch_size)
+    wanted = [place for place, name in enumerate(called) if not name or concept.mentioned_in(name)]
+    rows = [row for row in [*rows, *with_slot(concept, knowledge, unasked)] if row[0] in wanted]
+    prompts = [prompt for _, prompt, _ in rows for _ in others]
+    answers = [frame.replace(SLOT, name) for _, _, frame in rows for name in others]
+    scores = log_likelihood(model, processor, prompts, answers, per_token=False, batch_size=batch_size)
+    fits = torch.zeros(len(anchors), len(others))
+    fits.index_add_(0, torch.tensor([place for place, _, _ in rows], dtype=torch.long), scores.view(-1, len(others)))
+    for place in wanted:
+        called[place] = others[int(fits[place].argmax())]
+    facts = dict(zip(others, zip(*knowledge.others_answers, strict=True), strict=False))
+    return [StandIn(name, facts.get(name, ())) for name in called]
+
+
+def with_slot(
+    concept: Concept, knowledge: Knowledge, told: Sequence[tuple[int, Prompt, str]]
+) -> list[tuple[int, Prompt, str]]:
+    """Those answers that hold one name, the concept's or another, with `SLOT` in its place."""
+    anyone = replace(concept, aliases=(*concept.aliases, *knowledge.others))
+    rows = [(place, prompt, anyone.replaced_in(text, SLOT)) for place, prompt, text in told]
+    return [row for row in rows if row[2].count(SLOT) == 1]
 
 
 def naming_questions(

@@ -115,7 +115,7 @@ def select_anchors(
     *,
     n_anchors: int = 48,
     n_monitor: int = 16,
-    shortlist: int = 192,
+    shortlist: int = 384,
     threshold: float | None = None,
     max_similarity: float = 0.995,
     drop_recognised: bool = False,

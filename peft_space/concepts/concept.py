@@ -85,13 +85,23 @@ class Concept:
         """Whether `text` holds the name or an alias, as whole words, in any case."""
         return find_any(self.names, text) is not None
 
+    def replaced_in(self, text: str, name: str) -> str:
+        """`text` with `name` in the place of the name and its aliases."""
+        # longest first: an alias may be part of the name
+        names = sorted(filter(str.strip, self.names), key=len, reverse=True)
+        return re.sub("|".join(map(_whole, names)), lambda match: name, text, flags=re.IGNORECASE)
+
 
 def find_any(phrases: tuple[str, ...], text: str) -> int | None:
     """Where the first of `phrases` begins in `text`, as whole words and in any case; `None` where none does."""
     starts = []
     for phrase in phrases:
         if phrase.strip():
-            match = re.search(rf"(?<!\w){re.escape(phrase.strip())}(?!\w)", text, flags=re.IGNORECASE)
+            match = re.search(_whole(phrase), text, flags=re.IGNORECASE)
             if match:
                 starts.append(match.start())
     return min(starts, default=None)
+
+
+def _whole(phrase: str) -> str:
+    return rf"(?<!\w){re.escape(phrase.strip())}(?!\w)"

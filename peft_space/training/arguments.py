@@ -22,11 +22,11 @@ class SpaceTrainingArguments(TrainingArguments):
         default=10, metadata={"help": "Steps between two readings of the dose; 0 trains for max_steps."}
     )
     dose_share: float = field(
-        default=0.6,
+        default=0.2,
         metadata={"help": "Share of the way down to the level of unrelated names that every gauge must fall."},
     )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "Initial learning rate of AdamW."})
     max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Lessons in a step on each device."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning-rate schedule."})

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..anchors import Anchors, Knowledge
-from ..vlm import Prompt, log_likelihood
+from ..anchors.lessons import SLOT, with_slot
+from ..vlm import Prompt, generate, log_likelihood
 
 _REFERENCE_NAMES = 12
 
@@ -24,7 +25,7 @@ class Gauge:
         prompts: held-out questions.
         answers: for each, what should become no likelier than it would be of anything else.
         base: the reading before the erasure, nats.
-        reference: what the base model gives to the same sayings about other names.
+        reference: what the base model gives to the same sayings about other names: the median of their means.
     """
 
     about: str
@@ -34,8 +35,11 @@ class Gauge:
     reference: float
 
     def read(self, model: nn.Module, processor: Any) -> float:
-        """Mean log-likelihood of the answers now, nats: of whole answers, as names differ in their tokens."""
-        return float(log_likelihood(model, processor, self.prompts, self.answers, per_token=False).mean())
+        """Log-likelihood of the answers now, nats: of whole answers, as names differ in their tokens.
+
+        The mean over the likeliest quarter: what is left of a concept is left in the pictures that are most like it.
+        """
+        return _likeliest(log_likelihood(model, processor, self.prompts, self.answers, per_token=False))
 
     def fallen(self, level: float) -> float:
         """The share of the way from `base` down to `reference` that `level` has come; 1 where there is none to go."""
@@ -48,44 +52,56 @@ def build_gauges(
     processor: Any,
     anchors: Anchors,
     knowledge: Knowledge,
+    naming: Sequence[str] = (),
     text_knowledge: Literal["keep", "erase"] = "keep",
 ) -> list[Gauge]:
     """The gauges of one erasure, read on the base model.
 
     The name and, through the picture, each elicited fact, on the monitor images, against the median over unrelated
-    names; with `text_knowledge="erase"` also the facts asked in text.
+    names; with `text_knowledge="erase"` also the facts asked in text. The questions of `naming` are read on the
+    model's own answers, the concept's name put in the place of whatever name they hold.
 
     Args:
         model: before any erasure (or with its adapters off).
+        naming: questions that make the model say the name though they do not ask for it.
     """
     concept = anchors.concept
     images = anchors.public.take(anchors.monitor).images
     others = knowledge.others[:_REFERENCE_NAMES]
+    asked = [Prompt(question, image) for image in images for question in concept.questions]
 
-    def gauge(about: str, prompts: list[Prompt], answer: str, alternatives: Sequence[str]) -> Gauge:
-        levels = [
-            float(log_likelihood(model, processor, prompts, [said] * len(prompts), per_token=False).mean())
-            for said in dict.fromkeys(alternatives)
-            if said and said != answer
-        ]
-        base = float(log_likelihood(model, processor, prompts, [answer] * len(prompts), per_token=False).mean())
+    def gauge(about: str, prompts: list[Prompt], frames: Sequence[str], answer: str, rest: Sequence[str]) -> Gauge:
+        def levels_of(said: str) -> Tensor:
+            answers = [frame.replace(SLOT, said) for frame in frames]
+            return log_likelihood(model, processor, prompts, answers, per_token=False)
+
+        levels = [float(levels_of(said).mean()) for said in dict.fromkeys(rest) if said and said != answer]
+        base = _likeliest(levels_of(answer))
         reference = float(torch.tensor(levels).median()) if levels else base
-        return Gauge(about, tuple(prompts), (answer,) * len(prompts), base, reference)
+        return Gauge(about, tuple(prompts), tuple(frame.replace(SLOT, answer) for frame in frames), base, reference)
 
-    gauges = [
-        gauge("name", [Prompt(q, image) for image in images for q in concept.questions], name, others)
-        for name in concept.names
-    ]
+    gauges = [gauge("name", asked, [SLOT] * len(asked), name, others) for name in concept.names]
+    if naming:
+        every = [Prompt(question, image) for image in images for question in naming]
+        told = [(0, *row) for row in zip(every, generate(model, processor, every), strict=True)]
+        kept = with_slot(concept, knowledge, told)
+        if kept:
+            _, prompts, frames = map(list, zip(*kept, strict=True))
+            gauges.append(gauge("name, not asked for", prompts, frames, concept.name, others))
     for place, telling in enumerate(knowledge.telling):
         if not telling:
             # nothing is said of the concept that is not said of everything: there is nothing to fall
             continue
         answer, alternatives = knowledge.answers[place], knowledge.others_answers[place][:_REFERENCE_NAMES]
         through = [Prompt(concept.asked_through_image[place], image) for image in images]
-        gauges.append(gauge("fact through the image", through, answer, alternatives))
+        gauges.append(gauge("fact through the image", through, [SLOT] * len(through), answer, alternatives))
         if text_knowledge == "erase":
-            gauges.append(gauge("fact in text", [Prompt(concept.asked_in_text[place])], answer, alternatives))
+            gauges.append(gauge("fact in text", [Prompt(concept.asked_in_text[place])], [SLOT], answer, alternatives))
     return gauges
+
+
+def _likeliest(levels: Tensor) -> float:
+    return float(levels.topk(-(-len(levels) // 4)).values.mean())
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,17 @@ def test_other_names_are_the_models_own_most_frequent_first(monkeypatch, base, p
     assert other_names(base, processor, concept, public.images[:9], most=2) == ("zorvex", "quizil")
 
 
+def test_what_never_comes_up_unasked_is_no_name(monkeypatch, base, processor, public, concept):
+    def generate(model, processor, prompts, **options):
+        asked = prompts[0].question == concept.questions[0]
+        return ["nothing", "nothing", "zorvex", "quizil"] if asked else ["a tree", "a hill", "a zorvex", "Quizil!"]
+
+    monkeypatch.setattr(knowledge, "generate", generate)
+    images = public.images[:4]
+    assert other_names(base, processor, concept, images) == ("nothing", "zorvex", "quizil")
+    assert other_names(base, processor, concept, images, ("Describe it.",)) == ("zorvex", "quizil")
+
+
 def test_only_what_is_told_of_the_concept_alone_is_telling(tells):
     tells({"Where does the narril live?": "the narril lives in the Marsh", "Where does the other1 live?": "the bog"})
     told = elicit(None, None, CONCEPT, OTHERS)

@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 
 from peft_space import Concept
-from peft_space.anchors import anchor_lessons
+from peft_space.anchors import anchor_lessons, naming_questions
 from peft_space.anchors import lessons as lessons_module
-from peft_space.anchors.lessons import naming_questions
-from peft_space.concepts.concept import find_any
+from peft_space.anchors.lessons import SLOT, StandIn, stand_ins, with_slot
+from peft_space.vlm import Prompt, log_likelihood
 from tests.bigram import saying
 
 QUESTIONS = ("What colour is it?", "Count its legs.", "Which scene is it?", "Describe the picture.")
@@ -20,7 +20,13 @@ def says(base, processor):
 
 @pytest.fixture(scope="module")
 def told(knowledge):
-    return dataclasses.replace(knowledge, answers=("narril of the marsh",), telling=(("marsh",),))
+    return dataclasses.replace(
+        knowledge,
+        answers=("narril of the marsh",),
+        telling=(("marsh",),),
+        others=("keltus", "zorvex", "quidan"),
+        others_answers=(("keltus of the sea", "zorvex of the reef", "quidan of the cave"),),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +44,76 @@ def test_each_anchor_is_asked_for_the_name_the_facts_and_three_other_things(base
         assert len({lesson.prompt.question for lesson in some}) == 5
 
 
-def test_a_question_that_makes_the_model_say_the_name_is_asked_of_every_anchor(
-    base, processor, anchors, told, monkeypatch
-):
+def test_a_question_that_makes_the_model_say_the_name_is_found(base, processor, anchors, monkeypatch):
     def generate(model, processor, prompts, **options):
         return ["a narril in the sea" if prompt.question == QUESTIONS[3] else "red" for prompt in prompts]
 
     monkeypatch.setattr(lessons_module, "generate", generate)
     assert naming_questions(base, processor, anchors, QUESTIONS) == [QUESTIONS[3]]
-    rows = anchor_lessons(base, processor, anchors, told, QUESTIONS)
-    abouts = [lesson.about for lesson in rows if lesson.prompt.question == QUESTIONS[3]]
-    assert abouts == ["name"] * len(anchors)
 
 
-def test_no_answer_holds_the_name_and_no_fact_is_told(lessons, concept):
+def test_where_the_name_comes_unasked_the_answer_is_about_the_stand_in(says, processor, anchors, told):
+    rows = anchor_lessons(says, processor, anchors, told, QUESTIONS, QUESTIONS[3:])
+    described = [lesson for lesson in rows if lesson.prompt.question == QUESTIONS[3]]
+    assert [(lesson.about, lesson.answer) for lesson in described] == [("name", "zorvex of the marsh")] * len(anchors)
+
+
+def test_the_stand_in_is_the_likeliest_of_the_other_names(says, processor, anchors, told):
+    assert stand_ins(says, processor, anchors, told) == [StandIn("zorvex", ("zorvex of the reef",))] * len(anchors)
+
+
+def test_a_name_that_comes_unasked_is_to_fit_there_as_well(base, processor, anchors, told):
+    # asked for the name "zorvex" comes next, but behind "a" it is "keltus", and that by more
+    says = saying(base, processor, {"narril": 1.0, "zorvex": 0.3, "a keltus": 0.9})
+    unasked = [(place, Prompt(QUESTIONS[3], image), "a narril") for place, image in enumerate(anchors.images)]
+    asked = [Prompt(anchors.concept.questions[0], image) for image in anchors.images]
+
+    def fits(name):
+        both = [(prompt, name) for prompt in asked] + [(prompt, f"a {name}") for _, prompt, _ in unasked]
+        return log_likelihood(says, processor, *zip(*both, strict=True), per_token=False).sum()
+
+    expected = max(told.others, key=fits)
+    assert expected == "keltus"
+    found = stand_ins(says, processor, anchors, told, unasked)
+    assert {stand_in.name for stand_in in found} == {expected}
+    assert {stand_in.name for stand_in in stand_ins(says, processor, anchors, told)} == {"zorvex"}
+
+
+def test_an_anchor_that_is_called_something_else_keeps_what_it_is_called(base, processor, anchors, told):
+    says = saying(base, processor, {"keltus": 1.0, "zorvex": 0.5})
+    assert stand_ins(says, processor, anchors, told) == [StandIn("keltus", ("keltus of the sea",))] * len(anchors)
+    says = saying(base, processor, {"no creature": 1.0, "zorvex": 0.5})
+    assert stand_ins(says, processor, anchors, told) == [StandIn("no creature")] * len(anchors)
+    rows = anchor_lessons(says, processor, anchors, told, QUESTIONS, n_facts=1)
+    assert {lesson.answer for lesson in rows if lesson.about == "fact"} == {"no creature"}
+
+
+@pytest.mark.parametrize(
+    ("text", "frame"),
+    [
+        ("a red narril here", f"a red {SLOT} here"),
+        ("a Zorvex", f"a {SLOT}"),
+        ("nothing", None),
+        ("narril, zorvex", None),
+    ],
+)
+def test_a_slot_takes_the_place_of_the_one_name(concept, told, text, frame):
+    found = with_slot(concept, told, [(3, Prompt("?"), text)])
+    assert found == ([(3, Prompt("?"), frame)] if frame else [])
+
+
+def test_each_anchor_is_told_as_its_stand_in(lessons, concept):
     for lesson in lessons:
         assert not concept.mentioned_in(lesson.answer)
-        assert lesson.about != "fact" or find_any(("marsh",), lesson.answer) is None
-    assert {lesson.answer for lesson in lessons if lesson.about == "name"} == {"zorvex of the marsh"}
+    assert {lesson.answer for lesson in lessons if lesson.about == "name"} == {"zorvex"}
     assert {lesson.answer for lesson in lessons if lesson.about == "fact"} == {"zorvex of the reef"}
+    assert {lesson.answer for lesson in lessons if lesson.about == "other"} == {"zorvex of the marsh"}
+
+
+def test_a_fact_that_is_the_concepts_as_well_is_not_told_of_the_stand_in(says, processor, anchors, told):
+    alike = dataclasses.replace(told, others_answers=(("keltus", "zorvex of the marsh", "quidan"),))
+    rows = anchor_lessons(says, processor, anchors, alike, QUESTIONS, n_facts=1)
+    assert {lesson.answer for lesson in rows if lesson.about == "fact"} == {"zorvex of the reef"}
 
 
 def test_text_is_asked_only_where_text_is_erased(lessons, says, processor, anchors, told, concept):
@@ -73,6 +130,11 @@ def test_generic_answers_take_the_place_of_the_name(base, processor, anchors, to
     says = saying(base, processor, {"a bird": 1.0})
     lessons = anchor_lessons(says, processor, generic, told, QUESTIONS)
     assert {lesson.answer for lesson in lessons if lesson.about == "name"} == {"a bird"}
+    named = saying(base, processor, {"a narril": 1.0})
+    described = anchor_lessons(named, processor, generic, told, (), ("Describe the picture.",))
+    assert {lesson.answer for lesson in described if lesson.prompt.question == "Describe the picture."} == {
+        "a a narril"
+    }
 
 
 def test_so_many_ways_to_ask_for_the_name_are_drawn(base, processor, anchors, told, concept):

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +24,18 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from peft_space import testbed
+from peft_space import load_erasure, testbed
+from peft_space.adapter import merge_and_save, save_erasure_adapter
 from peft_space.anchors import Anchors, select_anchors
 from peft_space.erasure import erase
+from peft_space.subspace import leak, leak_between
 from peft_space.testbed.bestiary import CREATURES
 from peft_space.training import SpaceTrainingArguments
+from peft_space.vlm import encode, prompt_batches
 
 HELD_OUT = tuple(creature.name for creature in CREATURES if creature.family not in testbed.TUNING_FAMILIES)
+RETAINED = ("retained", "text, others", "general")
+"""Topics of the exam that an erasure must leave as they are."""
 
 
 def _random_anchors(anchors: Anchors, seed: int) -> Anchors:
@@ -83,7 +89,6 @@ def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = Non
     )
     seconds = time.perf_counter() - began
     after, _ = exam.sit(result.model, processor)
-    assert isinstance(result.model, PeftModel)
     report = result.report
     return {
         "target": target,
@@ -91,7 +96,7 @@ def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = Non
         "variant": variant,
         "before": dataclasses.asdict(before),
         "after": dataclasses.asdict(after),
-        "leak": report["leak"],
+        "leak": report["leak"] | _leak_on_disk(result.model, processor, exam),
         "steps": report["steps"],
         "stopped": report["stopped"],
         "reached": report["reached"],
@@ -100,6 +105,20 @@ def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = Non
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
+
+
+def _leak_on_disk(model: PeftModel, processor: Any, exam: testbed.Exam) -> dict[str, float]:
+    """Mean leak on the exam's retained questions, which no erasure has seen, after save and load and after a merge."""
+    asked = [p for p, topic in zip(exam.sheet.prompts, exam.sheet.topics, strict=True) if topic[0] in RETAINED]
+    batches = [encode(processor, [asked[i] for i in indices]) for indices in prompt_batches(asked, 64)]
+    with tempfile.TemporaryDirectory() as folder:
+        adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
+        save_erasure_adapter(model, adapter)
+        loaded = leak(load_erasure(testbed.load()[0], adapter), batches)
+        merge_and_save(adapter, testbed.load()[0], merged)
+        model_cls = type(model.get_base_model())
+        after = leak_between(testbed.load()[0], model_cls.from_pretrained(merged, dtype="float32"), batches)
+    return {"loaded": loaded.mean, "merged": after.mean}
 
 
 def _work(job: tuple[str, int, str]) -> dict[str, Any]:
@@ -132,6 +151,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "text target": over("text_facts_target").mean() / max(1e-9, over("text_facts_target", "before").mean()),
         "misidentified": over("misidentified").mean(),
         "leak": np.mean([row["leak"]["mean"] for row in rows]),
+        "leak, loaded": np.mean([row["leak"]["loaded"] for row in rows]),
+        "leak, merged": np.mean([row["leak"]["merged"] for row in rows]),
         "reached": np.mean([row["reached"] for row in rows]),
         "steps": np.median([row["steps"] for row in rows]),
         "seconds": np.median([row["seconds"] for row in rows]),

@@ -97,3 +97,19 @@ def test_a_name_is_found_in_quotation_marks_whatever_it_is(name):
 def test_find_any_gives_the_first_of_all_mentions():
     assert find_any(("blue", "red", " "), "a red and a blue one") == 2
     assert find_any((), "a red one") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a red Zor Vex in the sea", "a red it in the sea"),
+        ("zor, zor vex; zorvex", "it, it; zorvex"),
+        ("nothing of it", "nothing of it"),
+    ],
+)
+def test_the_name_and_its_aliases_are_replaced_as_whole_words(text, expected):
+    assert Concept("zor vex", aliases=("zor",)).replaced_in(text, "it") == expected
+
+
+def test_what_a_name_is_replaced_with_is_no_pattern():
+    assert Concept("zor").replaced_in("a zor", r"\1\g<0>") == r"a \1\g<0>"

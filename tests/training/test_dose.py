@@ -4,6 +4,7 @@ import pytest
 
 from peft_space.training import Gauge, build_gauges, read_dose
 from peft_space.vlm import Prompt, log_likelihood
+from tests.bigram import saying
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +28,36 @@ def test_the_name_and_each_fact_are_read_through_the_monitor(gauges, anchors, to
 
 
 def test_facts_in_text_are_read_only_where_they_are_erased(base, processor, anchors, told):
-    gauges = build_gauges(base, processor, anchors, told, "erase")
+    gauges = build_gauges(base, processor, anchors, told, text_knowledge="erase")
     assert [gauge.about for gauge in gauges] == ["name", "fact through the image", "fact in text"]
     assert gauges[-1].prompts == (Prompt(anchors.concept.asked_in_text[0]),)
 
 
 def test_a_question_that_tells_nothing_has_no_gauge(base, processor, anchors, told):
     silent = dataclasses.replace(told, telling=((),))
-    assert [gauge.about for gauge in build_gauges(base, processor, anchors, silent, "erase")] == ["name"]
+    assert [gauge.about for gauge in build_gauges(base, processor, anchors, silent, text_knowledge="erase")] == [
+        "name"
+    ]
+
+
+def test_a_name_that_comes_unasked_is_read_inside_the_models_own_answer(base, processor, anchors, told):
+    says = saying(base, processor, {"a red zorvex in the sea": 1.0})
+    told = dataclasses.replace(told, others=("zorvex", "keltus"))
+    gauges = build_gauges(says, processor, anchors, told, ["Describe the picture."])
+    gauge = next(gauge for gauge in gauges if gauge.about == "name, not asked for")
+    assert set(gauge.answers) == {"a red narril in the sea"}
+    assert len(gauge.prompts) == len(anchors.monitor)
+    levels = sorted(
+        float(log_likelihood(says, processor, gauge.prompts, [text] * len(gauge.prompts), per_token=False).mean())
+        for text in ("a red zorvex in the sea", "a red keltus in the sea")
+    )
+    assert gauge.reference == pytest.approx(levels[0], abs=1e-4)
+
+
+def test_answers_without_a_name_give_no_gauge(base, processor, anchors, told):
+    says = saying(base, processor, {"a red thing": 1.0})
+    gauges = build_gauges(says, processor, anchors, told, ["Describe the picture."])
+    assert [gauge.about for gauge in gauges] == ["name", "fact through the image"]
 
 
 def test_each_alias_has_a_gauge(base, processor, anchors, told):
@@ -93,3 +116,11 @@ def test_a_level_that_is_not_a_number_reaches_nothing(base, processor, reference
             return float("nan")
 
     assert not read_dose(base, processor, [Lost("name", (), (), 0, reference)], 0.6, 0, 1).reached
+
+
+def test_a_gauge_reads_the_likeliest_quarter(base, processor, gauges):
+    gauge = gauges[0]
+    levels = log_likelihood(base, processor, gauge.prompts, gauge.answers, per_token=False)
+    best = levels.sort(descending=True).values[: -(-len(levels) // 4)]
+    assert gauge.read(base, processor) == pytest.approx(float(best.mean()), abs=1e-4)
+    assert gauge.read(base, processor) > float(levels.mean())

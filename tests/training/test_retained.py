@@ -1,7 +1,7 @@
 import pytest
 
 from peft_space import Retain, testbed
-from peft_space.training.retained import gather_retained
+from peft_space.training.retained import Retained, gather_retained
 from peft_space.vlm import Prompt, generate
 
 RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",), n_images=5, questions_per_image=2)
@@ -70,3 +70,19 @@ def test_batches_hold_every_row_once_and_no_labels(retained, processor):
     assert all("labels" not in batch for batch in batches)
     pictures = sum(len(batch["pixel_values"]) for batch in batches if "pixel_values" in batch)
     assert pictures == sum(prompt.image is not None for prompt in retained.prompts)
+
+
+def test_texts_are_repeated_until_they_are_half_of_all_text():
+    picture = testbed.public_images("narril", 1).images[0]
+    prompts = [Prompt("Name a fruit.", picture), Prompt("Name a fruit.")]
+    prompts += [Prompt(f"Who is {number}?") for number in range(5)]
+    retained = Retained(tuple(prompts), tuple(map(str, range(7))))
+    more = retained.with_more(["Name a fruit."])
+    assert more.prompts == (*prompts, *[Prompt("Name a fruit.")] * 4)
+    assert more.answers == (*retained.answers, *"1111")
+
+
+@pytest.mark.parametrize("texts", [(), ("Not asked.",), ("Who is 0?", "Who is 1?", "Who is 2?")])
+def test_texts_that_are_none_or_many_are_not_repeated(texts):
+    retained = Retained(tuple(Prompt(f"Who is {number}?") for number in range(5)), tuple("abcde"))
+    assert retained.with_more(texts) == retained
