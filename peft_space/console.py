@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -78,6 +79,24 @@ class StageDisplay:
         if not self.console.is_terminal:
             self.console.print(f"{stage}: {time.perf_counter() - self._began:.1f} s", highlight=False)
         self.stage = ""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def shows_progress(function: Callable[P, R]) -> Callable[P, R]:
+    """Where the `progress` of a call is true, or not given, a `StageDisplay` listens; where it is false, nobody."""
+
+    @functools.wraps(function)
+    def shown(*args: P.args, **kwargs: P.kwargs) -> R:
+        progress = kwargs.pop("progress", True)
+        if progress is not True:
+            return function(*args, **kwargs, progress=progress or None)  # type: ignore[arg-type]
+        with StageDisplay() as display:
+            return function(*args, **kwargs, progress=display)  # type: ignore[arg-type]
+
+    return shown
 
 
 def marks_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:

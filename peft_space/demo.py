@@ -52,7 +52,7 @@ def run_demo(
         progress: as for `erase`.
 
     Returns:
-        What docs/reference.md lists, ready for JSON: the marks `before` and `after`, whether the dose was `reached`,
+        What docs/method.md lists under "The report", ready for JSON: the marks `before` and `after`, whether the dose was `reached`,
         `leak`, `spectral_entropy`, `seconds`, `peak_memory_mib`, `adapter`, some `answers` and more.
 
     Raises:

@@ -18,6 +18,7 @@ from ._peft import present_adapters
 from .adapter import save_erasure_adapter, whole_folder
 from .anchors import Anchors, anchor_lessons, elicit, naming_questions, other_names, select_anchors
 from .concepts import Concept, Retain, load_public_images
+from .console import shows_progress
 from .progress import Listener, Stages
 from .report import check_output
 from .subspace import RetainedSubspace, fit_retained_subspace, leak
@@ -46,6 +47,7 @@ class ErasureResult:
     path: Path | None = None
 
 
+@shows_progress
 def erase(
     model: nn.Module,
     processor: Any,
@@ -61,7 +63,7 @@ def erase(
     energy: float | None = 0.999,
     anchors: Anchors | None = None,
     batch_size: int = 64,
-    progress: Listener | None = None,
+    progress: Listener | bool | None = True,
 ) -> ErasureResult:
     """Erases a concept from a vision-language model, given its name and any public images.
 
@@ -83,7 +85,8 @@ def erase(
         anchors: chosen beforehand with `select_anchors`, where its defaults do not fit. They bring their own concept
             and public images.
         batch_size: images or prompts at a time outside of training.
-        progress: called with a stage's name, what is being done in it, the units done and all its units.
+        progress: whether to show bars, on standard error; or whom to call instead, with a stage's name, what is being
+            done in it, the units done and all its units.
 
     Returns:
         The erased model, its anchors, the retained subspace and the report. `report["reached"]` says whether the dose
@@ -108,7 +111,7 @@ def erase(
         # the Trainer makes its folder even if it has nothing to write
         scratch, args = tempfile.TemporaryDirectory(), copy.copy(args)
         args.output_dir = scratch.name
-    stages = Stages(progress)
+    stages = Stages(progress if callable(progress) else None)
     set_seed(seed)
 
     with stages.stage("images"):
@@ -209,6 +212,7 @@ def _report(concept, text_knowledge, seed, anchors, subspace, trainer, gauges) -
             {"about": gauge.about, "before": gauge.base, "after": level, "reference": gauge.reference}
             for gauge, level in zip(gauges, last.levels if last else [], strict=False)
         ],
+        "readings": [{"step": r.step, "leak": r.leak, "levels": list(r.levels)} for r in trainer.readings],
         "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
         "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
     }

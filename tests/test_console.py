@@ -37,6 +37,27 @@ def test_off_a_terminal_a_stage_that_fails_has_no_line():
     assert out.getvalue() == "" and display.stage == "anchors"
 
 
+@pytest.mark.parametrize("given", [{}, {"progress": True}])
+def test_where_bars_are_wanted_a_display_listens(given, capsys):
+    @console.shows_progress
+    def job(units, *, progress=True):
+        with Stages(progress).stage("training"):
+            advance("steps", units, units)
+        return progress
+
+    assert isinstance(job(5, **given), console.StageDisplay)
+    assert capsys.readouterr().err.splitlines() == ["training: 0.0 s"]
+
+
+@pytest.mark.parametrize("given", [None, False])
+def test_where_none_are_wanted_nobody_listens(given):
+    assert console.shows_progress(lambda *, progress: progress)(progress=given) is None
+
+
+def test_who_was_named_listens():
+    assert console.shows_progress(lambda *, progress: progress)(progress=print) is print
+
+
 def test_between_two_stages_none_is_under_way():
     display = console.StageDisplay(Console(file=io.StringIO()))
     run(display)

@@ -84,6 +84,9 @@ def test_it_returns_the_erased_model_and_what_was_done(result, anchors):
     assert set(report["spectral_entropy"]) == {"before", "after"}
     assert report["steps"] <= 3 and report["stopped"] in ("dose reached", "leak budget spent", "max_steps")
     assert len(report["losses"]) == report["steps"]
+    assert [reading["step"] for reading in report["readings"]] == [3]
+    assert report["readings"][0]["levels"] == [gauge["after"] for gauge in report["gauges"]]
+    assert report["readings"][0]["leak"] == pytest.approx(report["leak"]["mean"], rel=1e-3)
     assert set(report["kept_rank"]) == set(result.subspace.bases)
     assert report["gauges"][0]["about"] == "name" and isinstance(report["gauges"][0]["after"], float)
     assert [told["question"] for told in report["told_in_text"]] == ["Where does the narril live?"]
@@ -260,10 +263,16 @@ def test_disk_full_while_saving_leaves_nothing_behind(run, tmp_path, monkeypatch
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_where_no_folder_is_named_only_a_listener_hears_of_it(run, result, tmp_path, monkeypatch):
+def test_where_no_folder_is_named_only_a_listener_hears_of_it(run, result, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     heard = []
     run(progress=lambda *how_far: heard.append(how_far))
     assert [stage for stage, doing, done, _ in heard if not doing and done] == list(result.report["seconds"])
     assert "steps" in {doing for stage, doing, *_ in heard if stage == "training"}
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and "training" not in capsys.readouterr().err
+
+
+def test_without_a_listener_it_shows_how_far_it_has_come(run, result, capsys):
+    run()
+    shown = capsys.readouterr().err
+    assert all(f"{stage}: " in shown for stage in result.report["seconds"])
