@@ -52,8 +52,8 @@ def run_demo(
         progress: as for `erase`.
 
     Returns:
-        What docs/method.md lists under "The report", ready for JSON: the marks `before` and `after`, whether the dose was `reached`,
-        `leak`, `spectral_entropy`, `seconds`, `peak_memory_mib`, `adapter`, some `answers` and more.
+        What docs/method.md lists under "The report", ready for JSON: the marks `before` and `after`, whether the dose
+        was `reached`, `leak`, `spectral_entropy`, `seconds`, `peak_memory_mib`, `adapter`, some `answers` and more.
 
     Raises:
         ValueError: there is no such creature, or the folder is not empty.

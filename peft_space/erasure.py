@@ -148,7 +148,7 @@ def erase(
             seed=seed,
         )
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
-        kept = kept.with_more(retain.texts)
+        kept = kept.balanced(retain.texts, concept.asked_in_text)
         peft_model = get_peft_model(model, config)
         subspace = None
         if energy is not None:

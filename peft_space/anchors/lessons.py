@@ -59,7 +59,7 @@ def anchor_lessons(
     text_knowledge: Literal["keep", "erase"] = "keep",
     n_names: int = 3,
     n_facts: int = 1,
-    n_others: int = 3,
+    n_others: int = 6,
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Lesson]:

@@ -13,7 +13,7 @@ from ..anchors import Anchors, Knowledge
 from ..anchors.lessons import SLOT, with_slot
 from ..vlm import Prompt, generate, log_likelihood
 
-_REFERENCE_NAMES = 12
+_REFERENCE_NAMES = 8
 
 
 @dataclass(frozen=True)

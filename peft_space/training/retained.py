@@ -34,17 +34,17 @@ class Retained:
         order = np.random.default_rng([seed, 3]).permutation(len(self)).tolist()
         return self._take(order[held_out:]), self._take(order[:held_out])
 
-    def with_more(self, texts: Sequence[str]) -> Retained:
-        """The same with those of `texts` repeated until they are half of all prompts without a picture.
+    def balanced(self, *groups: Sequence[str]) -> Retained:
+        """The same with each group of texts repeated until it is as many as all other prompts without a picture.
 
         What is asked in text about other names may be a hundred questions in the same few words; beside them the
         retained subspace would pass over a dozen texts that are like no other.
         """
-        chosen = set(texts)
         alone = [i for i, prompt in enumerate(self.prompts) if prompt.image is None]
-        few = [i for i in alone if self.prompts[i].question in chosen]
-        times = max(1, (len(alone) - len(few)) // max(1, len(few)))
-        return self._take([*range(len(self)), *few * (times - 1)])
+        members = [[i for i in alone if self.prompts[i].question in set(group)] for group in groups]
+        rest = len(alone) - sum(map(len, members))
+        more = [i for group in members if group for i in group * (rest // len(group) - 1)]
+        return self._take([*range(len(self)), *more])
 
     def batches(self, processor: Any, batch_size: int = 64) -> Iterator[dict[str, Tensor]]:
         """Encoded batches, pictures and text apart, without labels."""

@@ -36,7 +36,7 @@ def lessons(says, processor, anchors, told):
 
 def test_each_anchor_is_asked_for_the_name_the_facts_and_three_other_things(base, processor, anchors, told):
     by_image = {}
-    for lesson in anchor_lessons(base, processor, anchors, told, QUESTIONS, n_facts=1):
+    for lesson in anchor_lessons(base, processor, anchors, told, QUESTIONS, n_facts=1, n_others=3):
         by_image.setdefault(id(lesson.prompt.image), []).append(lesson)
     assert len(by_image) == len(anchors)
     for some in by_image.values():

@@ -59,12 +59,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Erases `target` and lets the model sit the exam with the adapter off and on."""
+def run(target: str, seed: int, variant: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Erases `target` and lets the model sit the exam with the adapter off and on.
+
+    Args:
+        before: the base model's marks, where another run has them already.
+    """
     change = VARIANTS[variant]
     model, processor = testbed.load()
     exam = testbed.Exam(target, seed=seed)
-    before, _ = exam.sit(model, processor)
+    before = before or dataclasses.asdict(exam.sit(model, processor)[0])
     began = time.perf_counter()
     concept = testbed.concept(target, generic=change.get("generic", False))
     public = testbed.public_images(target, seed=seed)
@@ -75,7 +79,7 @@ def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = Non
             model, processor, concept, public, drop_recognised=change.get("drop_recognised", False)
         )
         anchors = alter(anchors, seed) if alter else anchors
-    settings = {"seed": seed} | change.get("args", {}) | (extra or {}).get("args", {})
+    settings = {"seed": seed} | change.get("args", {})
     result = erase(
         model,
         processor,
@@ -85,7 +89,8 @@ def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = Non
         args=SpaceTrainingArguments(**settings),
         seed=seed,
         anchors=anchors,
-        **change.get("erase", {}) | (extra or {}).get("erase", {}),
+        progress=None,
+        **change.get("erase", {}),
     )
     seconds = time.perf_counter() - began
     after, _ = exam.sit(result.model, processor)
@@ -94,7 +99,7 @@ def run(target: str, seed: int, variant: str, extra: dict[str, Any] | None = Non
         "target": target,
         "seed": seed,
         "variant": variant,
-        "before": dataclasses.asdict(before),
+        "before": before,
         "after": dataclasses.asdict(after),
         "leak": report["leak"] | _leak_on_disk(result.model, processor, exam),
         "steps": report["steps"],
@@ -121,7 +126,7 @@ def _leak_on_disk(model: PeftModel, processor: Any, exam: testbed.Exam) -> dict[
     return {"loaded": loaded.mean, "merged": after.mean}
 
 
-def _work(job: tuple[str, int, str]) -> dict[str, Any]:
+def _work(job: tuple[str, int, str, dict[str, Any] | None]) -> dict[str, Any]:
     torch.set_num_threads(1)
     return run(*job)
 
@@ -186,7 +191,8 @@ def main() -> None:
     if not arguments.show:
         done = {(row["target"], row["seed"], row["variant"]) for row in rows}
         wanted = [(c, s, v) for v in arguments.variants for s in arguments.seeds for c in arguments.creatures]
-        jobs = [job for job in wanted if job not in done]
+        base = {(row["target"], row["seed"]): row["before"] for row in rows}
+        jobs = [(*job, base.get(job[:2])) for job in wanted if job not in done]
         os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         # a process for each run: its peak memory is its own, and nothing is left over from the run before
         with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:

@@ -72,17 +72,22 @@ def test_batches_hold_every_row_once_and_no_labels(retained, processor):
     assert pictures == sum(prompt.image is not None for prompt in retained.prompts)
 
 
-def test_texts_are_repeated_until_they_are_half_of_all_text():
+def asked(*questions):
+    return Retained(tuple(map(Prompt, questions)), tuple(map(str, range(len(questions)))))
+
+
+def test_each_group_of_texts_is_repeated_until_it_weighs_as_much_as_all_others():
     picture = testbed.public_images("narril", 1).images[0]
-    prompts = [Prompt("Name a fruit.", picture), Prompt("Name a fruit.")]
-    prompts += [Prompt(f"Who is {number}?") for number in range(5)]
-    retained = Retained(tuple(prompts), tuple(map(str, range(7))))
-    more = retained.with_more(["Name a fruit."])
-    assert more.prompts == (*prompts, *[Prompt("Name a fruit.")] * 4)
-    assert more.answers == (*retained.answers, *"1111")
+    others = [f"Who is {number}?" for number in range(4)]
+    retained = asked("Name a fruit.", "Where is it?", "What is it?", *others)
+    retained = Retained((Prompt("Name a fruit.", picture), *retained.prompts), ("x", *retained.answers))
+    more = retained.balanced(["Name a fruit."], ["Where is it?", "What is it?"])
+    added = ["Name a fruit."] * 3 + ["Where is it?", "What is it?"]
+    assert more.prompts == (*retained.prompts, *map(Prompt, added))
+    assert more.answers == (*retained.answers, *"00012")
 
 
-@pytest.mark.parametrize("texts", [(), ("Not asked.",), ("Who is 0?", "Who is 1?", "Who is 2?")])
+@pytest.mark.parametrize("texts", [(), ("Not asked.",), ("0", "1", "2"), ("0", "1", "2", "3", "4")])
 def test_texts_that_are_none_or_many_are_not_repeated(texts):
-    retained = Retained(tuple(Prompt(f"Who is {number}?") for number in range(5)), tuple("abcde"))
-    assert retained.with_more(texts) == retained
+    retained = asked("0", "1", "2", "3", "4")
+    assert retained.balanced(texts) == retained
