@@ -122,13 +122,16 @@ def answers_table(answers: Iterable[Mapping[str, str]]) -> Table:
 
 
 def gauges_table(gauges: Sequence[Mapping[str, Any]]) -> Table:
-    """What the dose was read from: each has to fall from `before` towards `reference`, what is told of other names."""
-    table = Table(title="log-likelihood of what should no longer be said, nats", title_justify="left")
+    """What the dose was read from: each has to fall from `before` towards `reference`, what is told of other names.
+
+    What has no reference should stay.
+    """
+    table = Table(title="log-likelihood of what should no longer be said, and what should, nats", title_justify="left")
     table.add_column("about")
     for column in ("before", "reference", "after"):
         table.add_column(column, justify="right")
     for gauge in gauges:
-        levels = (f"{gauge[key]:.2f}" for key in ("before", "reference", "after"))
+        levels = ("" if gauge[key] is None else f"{gauge[key]:.2f}" for key in ("before", "reference", "after"))
         table.add_row(Text(gauge["about"]), *levels)
     return table
 

@@ -124,7 +124,7 @@ def erase(
         naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
         others = other_names(model, processor, concept, seen, naming, batch_size=batch_size)
         knowledge = elicit(model, processor, concept, others)
-        gauges = build_gauges(model, processor, anchors, knowledge, naming, text_knowledge)
+        gauges = build_gauges(model, processor, anchors, knowledge, naming, retain.questions, text_knowledge)
         lessons = anchor_lessons(
             model,
             processor,

@@ -98,6 +98,11 @@ def test_gauges_show_where_they_had_to_fall():
     assert all(text in table for text in ("name", "-0.10", "-4.00", "-5.25"))
 
 
+def test_a_gauge_of_what_should_stay_has_no_reference():
+    table = shown(console.gauges_table([{"about": "rest", "before": -0.1, "reference": None, "after": -0.25}]))
+    assert all(text in table for text in ("rest", "-0.10", "-0.25")) and "None" not in table
+
+
 def test_a_dose_that_was_reached():
     text = console.verdict({"reached": True, "stopped": "dose reached", "steps": 30}).plain
     assert text == "The dose was reached (dose reached, after 30 steps)."

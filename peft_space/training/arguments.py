@@ -25,6 +25,10 @@ class SpaceTrainingArguments(TrainingArguments):
         default=0.2,
         metadata={"help": "Share of the way down to the level of unrelated names that every gauge must fall."},
     )
+    dose_slack: float = field(
+        default=0.1,
+        metadata={"help": "Nats by which the answers that should stay may become less likely, in the mean."},
+    )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "Initial learning rate of AdamW."})
     max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
@@ -41,7 +45,7 @@ class SpaceTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lambda_anchor", "lambda_diversity", "dose_share"):
+        for name in ("lambda_anchor", "lambda_diversity", "dose_share", "dose_slack"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")
         if self.dose_every < 0:

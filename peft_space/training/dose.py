@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,35 +15,45 @@ from ..anchors.lessons import SLOT, with_slot
 from ..vlm import Prompt, generate, log_likelihood
 
 _REFERENCE_NAMES = 8
+_KEPT_QUESTIONS = 4
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """One thing to read: how likely the model finds what it should no longer say.
+    """One thing to read: how likely the model finds what it should no longer say, or what it should still say.
 
     Attributes:
         about: what is read.
         prompts: held-out questions.
-        answers: for each, what should become no likelier than it would be of anything else.
+        answers: for each, what should become no likelier than it would be of anything else; or what should stay.
         base: the reading before the erasure, nats.
-        reference: what the base model gives to the same sayings about other names: the median of their means.
+        reference: what the base model gives to the same sayings about other names: the median of their means. `None`
+            for what should stay.
     """
 
     about: str
     prompts: tuple[Prompt, ...]
     answers: tuple[str, ...]
     base: float
-    reference: float
+    reference: float | None
 
     def read(self, model: nn.Module, processor: Any) -> float:
         """Log-likelihood of the answers now, nats: of whole answers, as names differ in their tokens.
 
-        The mean over the likeliest quarter: what is left of a concept is left in the pictures that are most like it.
+        Of what should go the mean over the likeliest quarter: what is left of a concept is left in the pictures that
+        are most like it. Of what should stay the mean over all.
         """
-        return _likeliest(log_likelihood(model, processor, self.prompts, self.answers, per_token=False))
+        levels = log_likelihood(model, processor, self.prompts, self.answers, per_token=False)
+        return float(levels.mean()) if self.reference is None else _likeliest(levels)
+
+    def met(self, level: float, share: float, slack: float) -> bool:
+        """Whether `level` has fallen by `share` of the way; of what should stay, by no more than `slack` nats."""
+        return self.base - level <= slack if self.reference is None else self.fallen(level) >= share
 
     def fallen(self, level: float) -> float:
         """The share of the way from `base` down to `reference` that `level` has come; 1 where there is none to go."""
+        if self.reference is None:
+            raise ValueError(f"`reference` must be known to tell how far {self.about!r} has fallen; it should stay.")
         way = self.base - self.reference
         return (self.base - level) / way if way > 0 else float(level <= self.reference)
 
@@ -53,17 +64,20 @@ def build_gauges(
     anchors: Anchors,
     knowledge: Knowledge,
     naming: Sequence[str] = (),
+    questions: Sequence[str] = (),
     text_knowledge: Literal["keep", "erase"] = "keep",
 ) -> list[Gauge]:
     """The gauges of one erasure, read on the base model.
 
     The name and, through the picture, each elicited fact, on the monitor images, against the median over unrelated
     names; with `text_knowledge="erase"` also the facts asked in text. The questions of `naming` are read on the
-    model's own answers, the concept's name put in the place of whatever name they hold.
+    model's own answers, the concept's name put in the place of whatever name they hold. One more gauge holds what
+    should stay: the model's own answers to a few of `questions` about each of the same images.
 
     Args:
         model: before any erasure (or with its adapters off).
         naming: questions that make the model say the name though they do not ask for it.
+        questions: other questions about a picture.
     """
     concept = anchors.concept
     images = anchors.public.take(anchors.monitor).images
@@ -97,6 +111,17 @@ def build_gauges(
         gauges.append(gauge("fact through the image", through, [SLOT] * len(through), answer, alternatives))
         if text_knowledge == "erase":
             gauges.append(gauge("fact in text", [Prompt(concept.asked_in_text[place])], [SLOT], answer, alternatives))
+    others_asked = [question for question in questions if question not in naming]
+    if others_asked:
+        pairs = itertools.product(range(_KEPT_QUESTIONS), enumerate(images))
+        # each picture with the next few questions, so that all of them get their turn
+        kept_prompts = [
+            Prompt(others_asked[(place * _KEPT_QUESTIONS + turn) % len(others_asked)], image)
+            for turn, (place, image) in pairs
+        ]
+        told_of_rest = tuple(generate(model, processor, kept_prompts))
+        rest = log_likelihood(model, processor, kept_prompts, told_of_rest, per_token=False)
+        gauges.append(Gauge("what should stay", tuple(kept_prompts), told_of_rest, float(rest.mean()), None))
     return gauges
 
 
@@ -111,7 +136,7 @@ class Reading:
     Attributes:
         step: optimiser steps done.
         levels: the reading of each gauge, nats.
-        reached: whether every gauge fell by the share that was asked for.
+        reached: whether every gauge is where it should be.
         leak: mean leak on held-out retained inputs.
     """
 
@@ -122,9 +147,9 @@ class Reading:
 
 
 def read_dose(
-    model: nn.Module, processor: Any, gauges: Sequence[Gauge], share: float, leak: float, step: int
+    model: nn.Module, processor: Any, gauges: Sequence[Gauge], share: float, slack: float, leak: float, step: int
 ) -> Reading:
     """Reads all gauges on the model as it is."""
     levels = tuple(gauge.read(model, processor) for gauge in gauges)
-    reached = all(gauge.fallen(level) >= share for level, gauge in zip(levels, gauges, strict=True))
+    reached = all(gauge.met(level, share, slack) for level, gauge in zip(levels, gauges, strict=True))
     return Reading(step, levels, reached, leak)

@@ -229,7 +229,9 @@ class _Dose(TrainerCallback):
         if not last and (not args.dose_every or state.global_step % args.dose_every):
             return
         leak = self.measure_leak() if self.measure_leak is not None else 0.0
-        reading = read_dose(model, self.processor, self.gauges, args.dose_share, leak, state.global_step)
+        reading = read_dose(
+            model, self.processor, self.gauges, args.dose_share, args.dose_slack, leak, state.global_step
+        )
         self.trainer.readings.append(reading)
         if all(map(math.isfinite, (*reading.levels, leak))):
             self.trainer.keep()

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from peft_space.training import Gauge, build_gauges, read_dose
-from peft_space.vlm import Prompt, log_likelihood
+from peft_space.vlm import Prompt, generate, log_likelihood
 from tests.bigram import saying
 
 
@@ -60,6 +60,28 @@ def test_answers_without_a_name_give_no_gauge(base, processor, anchors, told):
     assert [gauge.about for gauge in gauges] == ["name", "fact through the image"]
 
 
+def test_what_should_stay_is_read_on_the_models_own_answers(base, processor, anchors, told):
+    questions = ["What colour is it?", "How many legs?", "Describe the picture.", "What kind is it?", "Where is it?"]
+    gauge = build_gauges(base, processor, anchors, told, questions[2:3], questions)[-1]
+    assert gauge.about == "what should stay" and gauge.reference is None
+    # each of the four that do not ask for a name about each picture
+    shown = [image.tobytes() for image in anchors.public.take(anchors.monitor).images]
+    pairs = {(prompt.question, prompt.image.tobytes()) for prompt in gauge.prompts}
+    assert pairs == {(question, image) for question in questions if question != questions[2] for image in shown}
+    assert gauge.answers == tuple(generate(base, processor, gauge.prompts))
+    assert gauge.read(base, processor) == pytest.approx(gauge.base, abs=1e-4)
+    levels = log_likelihood(base, processor, gauge.prompts, gauge.answers, per_token=False)
+    assert gauge.base == pytest.approx(float(levels.mean()), abs=1e-4)
+
+
+@pytest.mark.parametrize(("level", "met"), [(-1.0, True), (0.0, True), (-1.09, True), (-1.11, False)])
+def test_what_should_stay_may_fall_by_the_slack(level, met):
+    gauge = Gauge("what should stay", (), (), -1.0, None)
+    assert gauge.met(level, 0.2, 0.1) is met
+    with pytest.raises(ValueError, match="`reference` must be known"):
+        gauge.fallen(level)
+
+
 def test_each_alias_has_a_gauge(base, processor, anchors, told):
     concept = dataclasses.replace(anchors.concept, aliases=("mossy",))
     gauges = build_gauges(base, processor, dataclasses.replace(anchors, concept=concept), told)
@@ -70,7 +92,7 @@ def test_the_reference_is_the_median_over_other_names(base, processor, gauges, t
     name = gauges[0]
     levels = sorted(
         float(log_likelihood(base, processor, name.prompts, [other] * len(name.prompts), per_token=False).mean())
-        for other in told.others[:12]
+        for other in told.others[:8]
     )
     assert name.reference == pytest.approx(levels[(len(levels) - 1) // 2], abs=1e-4)
 
@@ -103,19 +125,19 @@ def test_how_far_a_gauge_has_fallen(base, reference, level, share):
 )
 def test_the_dose_is_reached_where_every_gauge_fell(base, processor, gauges, references, share, reached):
     gauges = [dataclasses.replace(g, reference=r) for g, r in zip(gauges, references, strict=True)]
-    reading = read_dose(base, processor, gauges, share, leak=0.01, step=3)
+    reading = read_dose(base, processor, gauges, share, 0.1, leak=0.01, step=3)
     assert reading.reached is reached
     assert (reading.step, reading.leak) == (3, 0.01)
     assert reading.levels == pytest.approx([gauge.base for gauge in gauges], abs=1e-4)
 
 
-@pytest.mark.parametrize("reference", [-5.0, 5.0])
+@pytest.mark.parametrize("reference", [-5.0, 5.0, None])
 def test_a_level_that_is_not_a_number_reaches_nothing(base, processor, reference):
     class Lost(Gauge):
         def read(self, model, processor):
             return float("nan")
 
-    assert not read_dose(base, processor, [Lost("name", (), (), 0, reference)], 0.6, 0, 1).reached
+    assert not read_dose(base, processor, [Lost("name", (), (), 0, reference)], 0.6, 0.1, 0, 1).reached
 
 
 def test_a_gauge_reads_the_likeliest_quarter(base, processor, gauges):
