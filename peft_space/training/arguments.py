@@ -19,7 +19,7 @@ class SpaceTrainingArguments(TrainingArguments):
     )
     lambda_diversity: float = field(default=0.1, metadata={"help": "Weight of L_div, minus the spectral entropy."})
     dose_every: int = field(
-        default=5, metadata={"help": "Steps between two readings of the dose; 0 trains for max_steps."}
+        default=10, metadata={"help": "Steps between two readings of the dose; 0 trains for max_steps."}
     )
     dose_share: float = field(
         default=0.2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from ..vlm import Prompt, generate, log_likelihood
 
 _REFERENCE_NAMES = 8
 _KEPT_QUESTIONS = 4
+_SURE = math.log(0.9)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def build_gauges(
     The name and, through the picture, each elicited fact, on the monitor images, against the median over unrelated
     names; with `text_knowledge="erase"` also the facts asked in text. The questions of `naming` are read on the
     model's own answers, the concept's name put in the place of whatever name they hold. One more gauge holds what
-    should stay: the model's own answers to a few of `questions` about each of the same images.
+    should stay: what the model is sure of among its own answers to a few of `questions` about each of the same images.
 
     Args:
         model: before any erasure (or with its adapters off).
@@ -119,9 +121,14 @@ def build_gauges(
             Prompt(others_asked[(place * _KEPT_QUESTIONS + turn) % len(others_asked)], image)
             for turn, (place, image) in pairs
         ]
-        told_of_rest = tuple(generate(model, processor, kept_prompts))
+        told_of_rest = generate(model, processor, kept_prompts)
         rest = log_likelihood(model, processor, kept_prompts, told_of_rest, per_token=False)
-        gauges.append(Gauge("what should stay", tuple(kept_prompts), told_of_rest, float(rest.mean()), None))
+        # where the model hesitates any change of it may turn the answer, and never back
+        sure = [n for n, level in enumerate(rest.tolist()) if level > _SURE]
+        if sure:
+            prompts_sure, answers_sure = ([rows[n] for n in sure] for rows in (kept_prompts, told_of_rest))
+            base = float(rest[sure].mean())
+            gauges.append(Gauge("what should stay", tuple(prompts_sure), tuple(answers_sure), base, None))
     return gauges
 
 

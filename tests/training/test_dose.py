@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from peft_space.training import Gauge, build_gauges, read_dose
-from peft_space.vlm import Prompt, generate, log_likelihood
+from peft_space.vlm import Prompt, log_likelihood
 from tests.bigram import saying
 
 
@@ -61,17 +61,22 @@ def test_answers_without_a_name_give_no_gauge(base, processor, anchors, told):
 
 
 def test_what_should_stay_is_read_on_the_models_own_answers(base, processor, anchors, told):
+    says = saying(base, processor, {"a red thing": 1.0})
     questions = ["What colour is it?", "How many legs?", "Describe the picture.", "What kind is it?", "Where is it?"]
-    gauge = build_gauges(base, processor, anchors, told, questions[2:3], questions)[-1]
+    gauge = build_gauges(says, processor, anchors, told, questions[2:3], questions)[-1]
     assert gauge.about == "what should stay" and gauge.reference is None
     # each of the four that do not ask for a name about each picture
     shown = [image.tobytes() for image in anchors.public.take(anchors.monitor).images]
     pairs = {(prompt.question, prompt.image.tobytes()) for prompt in gauge.prompts}
     assert pairs == {(question, image) for question in questions if question != questions[2] for image in shown}
-    assert gauge.answers == tuple(generate(base, processor, gauge.prompts))
-    assert gauge.read(base, processor) == pytest.approx(gauge.base, abs=1e-4)
-    levels = log_likelihood(base, processor, gauge.prompts, gauge.answers, per_token=False)
-    assert gauge.base == pytest.approx(float(levels.mean()), abs=1e-4)
+    assert set(gauge.answers) == {"a red thing"}
+    assert gauge.read(says, processor) == pytest.approx(gauge.base, abs=1e-4)
+    assert gauge.read(base, processor) < gauge.base - 1
+
+
+def test_what_the_model_is_not_sure_of_need_not_stay(base, processor, anchors, told):
+    gauges = build_gauges(base, processor, anchors, told, (), ["What colour is it?"])
+    assert [gauge.about for gauge in gauges] == ["name", "fact through the image"]
 
 
 @pytest.mark.parametrize(("level", "met"), [(-1.0, True), (0.0, True), (-1.09, True), (-1.11, False)])
