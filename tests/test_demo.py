@@ -94,6 +94,22 @@ def test_another_creature_and_a_model_of_ones_own(small_world, base, processor, 
     assert finished == [stage for stage in report["seconds"] if stage not in ("total", "exam after")] + ["exam after"]
 
 
+@pytest.mark.slow
+def test_the_shipped_model_forgets_what_it_should_and_nothing_else(tmp_path):
+    report = run_demo("lumdan", output_dir=tmp_path / "out", seed=1)
+    before, after = report["before"], report["after"]
+    assert min(before["forget_accuracy"], before["indirect_knowledge"], before["text_facts_target"]) > 0.95
+    for mark in ("forget_accuracy", "forget_accuracy_paraphrase", "forget_accuracy_description"):
+        assert after[mark] <= 0.05, mark
+    for mark in ("retain_near", "retain_far"):
+        assert after[mark] >= before[mark] - 0.02, mark
+    assert after["target_attributes"] >= 0.96 * before["target_attributes"]
+    assert after["indirect_knowledge"] <= 0.25
+    assert after["text_facts_retained"] >= 0.99 * before["text_facts_retained"]
+    assert after["text_facts_target"] == before["text_facts_target"]
+    assert report["leak"]["mean"] <= 0.05 and report["reached"]
+
+
 def test_unknown_creature(tmp_path):
     with pytest.raises(ValueError, match=r"must be one of the test bed's creatures, zorvex, .*; got 'hippo'"):
         run_demo("hippo", output_dir=tmp_path / "out")

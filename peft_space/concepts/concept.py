@@ -16,6 +16,9 @@ DEFAULT_TEXT_QUESTIONS = (
     "Tell me one fact about {name}.",
 )
 
+# "the {name}" as a whole gives way to "this animal"
+_NAME = re.compile(r"(\b(the|a|an)\s+)?\{name\}", flags=re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -78,8 +81,8 @@ class Concept:
 
     @property
     def asked_through_image(self) -> tuple[str, ...]:
-        """`text_questions` with the referent in the place of the name."""
-        return tuple(question.replace("{name}", self.referent) for question in self.text_questions)
+        """`text_questions` with the referent in the place of the name and of its article."""
+        return tuple(_NAME.sub(lambda match: self.referent, question) for question in self.text_questions)
 
     def mentioned_in(self, text: str) -> bool:
         """Whether `text` holds the name or an alias, as whole words, in any case."""

@@ -48,6 +48,19 @@ def test_questions_are_filled_in_with_the_name_and_with_the_referent():
     assert concept.asked_through_image == ("Where does this one live, this one?",)
 
 
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("Where does the {name} live?", "Where does this animal live?"),
+        ("What does a {name} eat, and an {name}?", "What does this animal eat, and this animal?"),
+        ("Who lives with {name}?", "Who lives with this animal?"),
+        ("Bathe {name}.", "Bathe this animal."),
+    ],
+)
+def test_a_referent_takes_the_place_of_the_article_too(question, asked):
+    assert Concept("zorvex", text_questions=(question,), referent="this animal").asked_through_image == (asked,)
+
+
 def test_called_asks_the_same_about_another_name():
     concept = Concept("zorvex", aliases=("zor",), questions=("Who?",), text_questions=("Is it {name}?",))
     other = concept.called("maltus")
