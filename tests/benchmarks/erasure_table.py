@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.erasure_table OUTPUT.json [--creatures ...] [--seeds 0 1] [--variants keep erase ...]
 
-Runs that are in OUTPUT.json already are not repeated. `python -m tests.benchmarks.erasure_table OUTPUT.json --show`
-prints the table as Markdown.
+Runs that are in OUTPUT.json already are not repeated; `--show` only prints the table of what is there, as Markdown.
+`--oracles FOLDER` adds the retrain oracles in FOLDER, each in a folder called after the creature it never saw:
+`python -m peft_space.testbed.recipe FOLDER/narril --without narril`.
 """
 
 from __future__ import annotations
@@ -150,6 +151,13 @@ def _work(job: tuple[str, int, str, dict[str, Any] | None]) -> dict[str, Any]:
     return run(*job)
 
 
+def sit_oracle(folder: Path, seed: int) -> dict[str, Any]:
+    """What a model that never saw the creature called like `folder` answers in that creature's exam."""
+    exam = testbed.Exam(folder.name, seed=seed)
+    before, after = (dataclasses.asdict(exam.sit(*testbed.load(where))[0]) for where in (testbed.WEIGHTS, folder))
+    return {"target": folder.name, "seed": seed, "variant": "oracle", "before": before, "after": after}
+
+
 def column(rows: list[dict[str, Any]], when: str = "after") -> dict[str, str]:
     """One column of the table: a figure for each measure, over the runs of one variant."""
 
@@ -170,8 +178,10 @@ def column(rows: list[dict[str, Any]], when: str = "after") -> dict[str, str]:
         for row in rows
         for name, right in row["after"]["retain_by_creature"].items()
     ]
+    figures["largest loss of a single other creature's name"] = f"{max(lost):.3f}"
+    if "steps" not in rows[0]:
+        return figures
     return figures | {
-        "largest loss of a single other creature's name": f"{max(lost):.3f}",
         **{
             label: f"{np.mean([row['leak'][key] for row in rows]):.3f}"
             for key, label in LEAKS.items()
@@ -188,12 +198,20 @@ def show(rows: list[dict[str, Any]]) -> str:
     """The Markdown table: a row a measure, a column a variant."""
     base = column(list({(row["target"], row["seed"]): row for row in rows}.values()), "before") if rows else {}
     columns = {"base": base} | {
-        variant: column(some) for variant in VARIANTS if (some := [row for row in rows if row["variant"] == variant])
+        variant: column(some)
+        for variant in (*VARIANTS, "oracle")
+        if (some := [row for row in rows if row["variant"] == variant])
     }
     lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     labels = dict.fromkeys(label for figures in columns.values() for label in figures)
     lines += [f"| {label} | " + " | ".join(c.get(label, "") for c in columns.values()) + " |" for label in labels]
     return "\n".join(lines)
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(rows, indent=1))
+    beside.replace(path)
 
 
 def main() -> None:
@@ -203,10 +221,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=["keep", "erase"], choices=list(VARIANTS))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--oracles", type=Path, metavar="FOLDER")
     parser.add_argument("--show", action="store_true", help="print the table of what is there and stop")
     arguments = parser.parse_args()
     rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
-    if not arguments.show:
+    if arguments.oracles is not None:
+        rows = [row for row in rows if row["variant"] != "oracle"]
+        rows += [sit_oracle(folder, s) for folder in sorted(arguments.oracles.iterdir()) for s in arguments.seeds]
+        _write(arguments.output, rows)
+    elif not arguments.show:
         done = {(row["target"], row["seed"], row["variant"]) for row in rows}
         wanted = [(c, s, v) for v in arguments.variants for s in arguments.seeds for c in arguments.creatures]
         base = {(row["target"], row["seed"]): row["before"] for row in rows}
@@ -216,9 +239,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
             for row in pool.imap_unordered(_work, jobs):
                 rows.append(row)
-                beside = arguments.output.with_suffix(".tmp")
-                beside.write_text(json.dumps(rows, indent=1))
-                beside.replace(arguments.output)
+                _write(arguments.output, rows)
                 after = row["after"]
                 print(
                     f"{row['variant']:>16} {row['target']} {row['seed']}: FA {after['forget_accuracy']:.2f} "
