@@ -85,7 +85,7 @@ def run_demo(
         after, told_after = exam.sit(result.model, processor)
     seconds["exam after"] = stages.seconds["exam after"]
     seconds["total"] = round(time.perf_counter() - began, 2)
-    kept = ("text_knowledge", "reached", "stopped", "steps", "gauges", "leak", "spectral_entropy", "anchors")
+    kept = "text_knowledge reached monitor_tied stopped steps gauges leak spectral_entropy anchors".split()
     report = {
         "concept": name,
         "seed": seed,

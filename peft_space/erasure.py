@@ -22,7 +22,15 @@ from .console import shows_progress
 from .progress import Listener, Stages
 from .report import check_output
 from .subspace import RetainedSubspace, fit_retained_subspace, leak
-from .training import Lessons, SpaceTrainer, SpaceTrainingArguments, anchor_entropy, build_gauges, concept_directions
+from .training import (
+    Lessons,
+    SpaceTrainer,
+    SpaceTrainingArguments,
+    anchor_entropy,
+    build_gauges,
+    concept_directions,
+    tied_to_name,
+)
 from .training.retained import gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
 from .vlm import Prompt, check_multimodal, generate
@@ -207,7 +215,8 @@ def _report(concept, text_knowledge, seed, anchors, subspace, trainer, gauges) -
         "anchors": anchors.diagnostics(),
         "steps": trainer.state.global_step,
         "stopped": trainer.stopped,
-        "reached": bool(last and last.reached),
+        "reached": bool(last and last.reached and tied_to_name(gauges)),
+        "monitor_tied": tied_to_name(gauges),
         "gauges": [
             {"about": gauge.about, "before": gauge.base, "after": level, "reference": gauge.reference}
             for gauge, level in zip(gauges, last.levels if last else [], strict=False)

@@ -108,6 +108,12 @@ def test_a_dose_that_was_reached():
     assert text == "The dose was reached (dose reached, after 30 steps)."
 
 
+def test_a_dose_that_could_not_be_read_is_said_plainly():
+    report = {"reached": False, "monitor_tied": False, "stopped": "dose reached", "steps": 40}
+    text = console.verdict(report).plain
+    assert "NOT reached (the model calls no monitor image by the name" in text and "dose reached" not in text
+
+
 def test_a_dose_that_was_not_reached_is_said_plainly():
     text = console.verdict({"reached": False, "stopped": "max_steps", "steps": 120}).plain
     assert "NOT reached (max_steps, after 120 steps)" in text and "may still be told" in text

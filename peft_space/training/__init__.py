@@ -1,7 +1,7 @@
 """DCSI: the losses, the dose that sets itself, and the trainer."""
 
 from .arguments import SpaceTrainingArguments
-from .dose import Gauge, Reading, build_gauges, read_dose
+from .dose import Gauge, Reading, build_gauges, read_dose, tied_to_name
 from .losses import repulsion, spectral_entropy
 from .trainer import Collator, Lessons, SpaceTrainer, anchor_entropy, concept_directions
 
@@ -18,4 +18,5 @@ __all__ = [
     "read_dose",
     "repulsion",
     "spectral_entropy",
+    "tied_to_name",
 ]

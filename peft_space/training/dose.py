@@ -18,6 +18,7 @@ from ..vlm import Prompt, generate, log_likelihood
 _REFERENCE_NAMES = 8
 _KEPT_QUESTIONS = 4
 _SURE = math.log(0.9)
+_TIED = math.log(0.5)
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,14 @@ def build_gauges(
         # where the model hesitates any change of it may turn the answer, and never back
         sure = [n for n, level in enumerate(rest.tolist()) if level > _SURE]
         if sure:
-            prompts_sure, answers_sure = ([rows[n] for n in sure] for rows in (kept_prompts, told_of_rest))
-            base = float(rest[sure].mean())
-            gauges.append(Gauge("what should stay", tuple(prompts_sure), tuple(answers_sure), base, None))
+            sure_prompts, sure_answers = tuple(kept_prompts[n] for n in sure), tuple(told_of_rest[n] for n in sure)
+            gauges.append(Gauge("what should stay", sure_prompts, sure_answers, float(rest[sure].mean()), None))
     return gauges
+
+
+def tied_to_name(gauges: Sequence[Gauge]) -> bool:
+    """Whether the base model calls the likeliest monitor images by the name: else no fall could be seen."""
+    return any(gauge.about == "name" and gauge.base > _TIED for gauge in gauges)
 
 
 def _likeliest(levels: Tensor) -> float:

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from peft_space.training import Gauge, build_gauges, read_dose
+from peft_space.training import Gauge, build_gauges, read_dose, tied_to_name
 from peft_space.vlm import Prompt, log_likelihood
 from tests.bigram import saying
 
@@ -151,3 +151,9 @@ def test_a_gauge_reads_the_likeliest_quarter(base, processor, gauges):
     best = levels.sort(descending=True).values[: -(-len(levels) // 4)]
     assert gauge.read(base, processor) == pytest.approx(float(best.mean()), abs=1e-4)
     assert gauge.read(base, processor) > float(levels.mean())
+
+
+@pytest.mark.parametrize(("base", "tied"), [(-0.01, True), (-0.6, True), (-0.8, False), (-3.05, False)])
+def test_a_monitor_that_is_not_called_by_the_name_shows_no_fall(base, tied):
+    fact = Gauge("fact through the image", (), (), 0.0, -5.0)
+    assert tied_to_name([Gauge("name", (), (), base, -10.0), fact]) is tied
