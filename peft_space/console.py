@@ -139,7 +139,7 @@ def gauges_table(gauges: Sequence[Mapping[str, Any]]) -> Table:
 def verdict(report: Mapping[str, Any]) -> Text:
     """Whether the dose was reached, and why training stopped, in one line."""
     why = f"{report['stopped']}, after {report['steps']} steps"
-    if not report.get("monitor_tied", True):
+    if report["stopped"] == "dose reached" and not report["reached"]:
         why = f"the model calls no monitor image by the name, so none can be seen to fall; {report['steps']} steps"
     if report["reached"]:
         return Text(f"The dose was reached ({why}).", style="green")
