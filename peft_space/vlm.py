@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -266,12 +267,51 @@ def log_likelihood(
     return scores
 
 
+def log_likelihoods(
+    model: nn.Module, processor: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], batch_size: int = 64
+) -> Tensor:
+    """Log-probability of several answers to each prompt; the prompt, with its picture, is read once for all of them.
+
+    Args:
+        answers: for each prompt as many as for the others.
+
+    Returns:
+        `(len(prompts), answers of each)` float32 on the CPU, in nats.
+    """
+    scores = torch.zeros(len(prompts), len(answers[0]) if answers else 0)
+    pad = processor.tokenizer.pad_token_id
+    with evaluating(model):
+        for indices in prompt_batches(prompts, batch_size, "likelihood"):
+            asked = [prompts[i] for i in indices]
+            batch = to_device(model, encode(processor, asked))
+            read = model(**batch, use_cache=True, logits_to_keep=1)
+            for place in range(scores.shape[1]):
+                told = [
+                    answer_tokens(processor, prompt, answers[i][place], end=False)
+                    for prompt, i in zip(asked, indices, strict=True)
+                ]
+                longer = append({k: batch[k].cpu() for k in ("input_ids", "attention_mask")}, told, pad)
+                ids, labels = (longer[k][:, -max(map(len, told)) :].to(read.logits.device) for k in ("input_ids", "labels"))
+                logits = read.logits[:, -1:]
+                if ids.shape[1] > 1:
+                    # the cache grows as it is read
+                    after = model(
+                        input_ids=ids[:, :-1],
+                        attention_mask=longer["attention_mask"][:, :-1].to(ids.device),
+                        past_key_values=copy.deepcopy(read.past_key_values),
+                    )
+                    logits = torch.cat([logits, after.logits], dim=1)
+                loss = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
+                scores[indices, place] = -loss.sum(1).cpu()
+    return scores
+
+
 def answer_log_probability(model: nn.Module, batch: dict[str, Tensor], per_token: bool = True) -> Tensor:
     """Log-probability of the labelled tokens of each row, their mean or their sum, `(batch,)` float32."""
     labels = batch.pop("labels")
     longest = int((labels >= 0).sum(1).max())
     # labels stand at the end of a row: only the states that predict them need the vocabulary's logits
-    logits = model(**batch, logits_to_keep=longest + 1).logits[:, :-1].float()
+    logits = model(**batch, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1].float()
     labels = labels[:, -longest:]
     loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return -loss.sum(1) / (labels >= 0).sum(1) if per_token else -loss.sum(1)

@@ -112,6 +112,17 @@ def test_likelihood_of_prompts_of_both_kinds_keeps_their_order(processor, model)
     torch.testing.assert_close(got, torch.cat(alone), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_several_answers_to_each_prompt_are_as_likely_as_each_alone(processor, model, batch_size):
+    mixed = [prompts(False)[0], prompts(True)[1], prompts(False)[2], prompts(True)[0]]
+    answers = [[*ANSWERS, "moss"], ["moss", *ANSWERS], [*ANSWERS, "moss"], ["zorvex"] * 4]
+    got = vlm.log_likelihoods(model, processor, mixed, answers, batch_size)
+    for place in range(4):
+        alone = vlm.log_likelihood(model, processor, mixed, [row[place] for row in answers], per_token=False)
+        torch.testing.assert_close(got[:, place], alone, rtol=0, atol=1e-4)
+    assert got.std() > 1e-3
+
+
 def test_generation_is_greedy_and_keeps_the_order_of_the_prompts(processor, model):
     mixed = [prompts(True)[2], prompts(False)[0], prompts(True)[0], prompts(False)[1]]
     told = vlm.generate(model, processor, mixed, max_new_tokens=5, batch_size=3)
@@ -131,6 +142,7 @@ def test_generation_is_greedy_and_keeps_the_order_of_the_prompts(processor, mode
 def test_nothing_asked_is_nothing_told(processor, model):
     assert vlm.generate(model, processor, []) == []
     assert vlm.log_likelihood(model, processor, [], []).shape == (0,)
+    assert vlm.log_likelihoods(model, processor, [], []).shape == (0, 0)
 
 
 def test_batches_hold_every_prompt_once_and_do_not_mix(processor):

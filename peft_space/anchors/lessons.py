@@ -12,7 +12,7 @@ from torch import nn
 
 from ..concepts import Concept
 from ..concepts.concept import find_any
-from ..vlm import Prompt, generate, log_likelihood
+from ..vlm import Prompt, generate, log_likelihoods
 from .answers import suppressed_answers
 from .knowledge import Knowledge
 from .selection import Anchors
@@ -147,11 +147,11 @@ def stand_ins(
     called = generate(model, processor, [prompt for _, prompt, _ in rows], batch_size=batch_size)
     wanted = [place for place, name in enumerate(called) if not name or concept.mentioned_in(name)]
     rows = [row for row in [*rows, *with_slot(concept, knowledge, unasked)] if row[0] in wanted]
-    prompts = [prompt for _, prompt, _ in rows for _ in others]
-    answers = [frame.replace(SLOT, name) for _, _, frame in rows for name in others]
-    scores = log_likelihood(model, processor, prompts, answers, per_token=False, batch_size=batch_size)
+    answers = [[frame.replace(SLOT, name) for name in others] for _, _, frame in rows]
+    scores = log_likelihoods(model, processor, [prompt for _, prompt, _ in rows], answers, batch_size)
     fits = torch.zeros(len(anchors), len(others))
-    fits.index_add_(0, torch.tensor([place for place, _, _ in rows], dtype=torch.long), scores.view(-1, len(others)))
+    for (place, _, _), row in zip(rows, scores, strict=True):
+        fits[place] += row
     for place in wanted:
         called[place] = others[int(fits[place].argmax())]
     facts = dict(zip(others, zip(*knowledge.others_answers, strict=True), strict=False))

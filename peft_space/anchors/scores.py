@@ -15,6 +15,7 @@ from ..vlm import Prompt, log_likelihood, text_embeddings
 
 _PHRASINGS = ("{}", "a picture of {}", "this is {}")
 _NEUTRAL = "something"
+_N_QUESTIONS = 3
 
 
 def concept_embedding(model: nn.Module, processor: Any, concept: Concept) -> Tensor:
@@ -59,12 +60,12 @@ def projector_cosine(features: Tensor, concept: Tensor) -> Tensor:
 def name_likelihood(
     model: nn.Module, processor: Any, concept: Concept, images: Sequence[Image.Image], *, batch_size: int = 64
 ) -> Tensor:
-    """What the model would say: mean log p(name | picture, question) over the concept's questions.
+    """What the model would say: mean log p(name | picture, question) over the concept's first three questions.
 
     Returns:
         `(n_images,)` float32, nats per token; of several names the likeliest.
     """
-    prompts = [Prompt(question, image) for image in images for question in concept.questions]
+    prompts = [Prompt(question, image) for image in images for question in concept.questions[:_N_QUESTIONS]]
     per_name = [
         log_likelihood(model, processor, prompts, [name] * len(prompts), batch_size=batch_size)
         .view(len(images), -1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..anchors import Anchors, Knowledge
 from ..anchors.lessons import SLOT, with_slot
-from ..vlm import Prompt, generate, log_likelihood
+from ..vlm import Prompt, generate, log_likelihood, log_likelihoods
 
 _REFERENCE_NAMES = 8
 _KEPT_QUESTIONS = 4
@@ -88,14 +88,12 @@ def build_gauges(
     asked = [Prompt(question, image) for image in images for question in concept.questions]
 
     def gauge(about: str, prompts: list[Prompt], frames: Sequence[str], answer: str, rest: Sequence[str]) -> Gauge:
-        def levels_of(said: str) -> Tensor:
-            answers = [frame.replace(SLOT, said) for frame in frames]
-            return log_likelihood(model, processor, prompts, answers, per_token=False)
-
-        levels = [float(levels_of(said).mean()) for said in dict.fromkeys(rest) if said and said != answer]
-        base = _likeliest(levels_of(answer))
-        reference = float(torch.tensor(levels).median()) if levels else base
-        return Gauge(about, tuple(prompts), tuple(frame.replace(SLOT, answer) for frame in frames), base, reference)
+        rest = [said for said in dict.fromkeys(rest) if said and said != answer]
+        answers = [[frame.replace(SLOT, said) for said in (answer, *rest)] for frame in frames]
+        levels = log_likelihoods(model, processor, prompts, answers)
+        base = _likeliest(levels[:, 0])
+        reference = float(levels[:, 1:].mean(0).median()) if rest else base
+        return Gauge(about, tuple(prompts), tuple(said for said, *_ in answers), base, reference)
 
     gauges = [gauge("name", asked, [SLOT] * len(asked), name, others) for name in concept.names]
     if naming:
