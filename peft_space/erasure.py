@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from ._peft import present_adapters
 from .adapter import save_erasure_adapter, whole_folder
-from .anchors import Anchors, anchor_lessons, elicit, naming_questions, other_names, select_anchors
+from .anchors import Anchors, anchor_lessons, elicit, naming_questions, other_names, select_anchors, varied
 from .concepts import Concept, Retain, load_public_images
 from .console import shows_progress
 from .progress import Listener, Stages
@@ -157,6 +157,7 @@ def erase(
         )
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
         kept = kept.balanced(retain.texts, concept.asked_in_text)
+        lessons = [*varied(lessons, seed), *kept.lessons(len(lessons) // 4, seed)]
         peft_model = get_peft_model(model, config)
         subspace = None
         if energy is not None:

@@ -279,6 +279,7 @@ def log_likelihoods(
         `(len(prompts), answers of each)` float32 on the CPU, in nats.
     """
     scores = torch.zeros(len(prompts), len(answers[0]) if answers else 0)
+    tokens = ("input_ids", "attention_mask")
     pad = processor.tokenizer.pad_token_id
     with evaluating(model):
         for indices in prompt_batches(prompts, batch_size, "likelihood"):
@@ -290,14 +291,15 @@ def log_likelihoods(
                     answer_tokens(processor, prompt, answers[i][place], end=False)
                     for prompt, i in zip(asked, indices, strict=True)
                 ]
-                longer = append({k: batch[k].cpu() for k in ("input_ids", "attention_mask")}, told, pad)
-                ids, labels = (longer[k][:, -max(map(len, told)) :].to(read.logits.device) for k in ("input_ids", "labels"))
+                longer = to_device(model, append({k: batch[k].cpu() for k in tokens}, told, pad))
+                longest = max(map(len, told))
+                ids, labels = longer["input_ids"][:, -longest:], longer["labels"][:, -longest:]
                 logits = read.logits[:, -1:]
-                if ids.shape[1] > 1:
+                if longest > 1:
                     # the cache grows as it is read
                     after = model(
                         input_ids=ids[:, :-1],
-                        attention_mask=longer["attention_mask"][:, :-1].to(ids.device),
+                        attention_mask=longer["attention_mask"][:, :-1],
                         past_key_values=copy.deepcopy(read.past_key_values),
                     )
                     logits = torch.cat([logits, after.logits], dim=1)

@@ -2,7 +2,7 @@
 
 from .answers import suppressed_answers
 from .knowledge import Knowledge, elicit, other_names
-from .lessons import Lesson, anchor_lessons, naming_questions
+from .lessons import Lesson, anchor_lessons, naming_questions, varied
 from .scores import concept_embedding, name_likelihood, projector_cosine
 from .selection import Anchors, select_anchors
 
@@ -19,4 +19,5 @@ __all__ = [
     "projector_cosine",
     "select_anchors",
     "suppressed_answers",
+    "varied",
 ]

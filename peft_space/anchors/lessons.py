@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance
 from torch import nn
 
 from ..concepts import Concept
@@ -123,6 +124,32 @@ def anchor_lessons(
             if answer is not None:
                 lessons += [Lesson(prompt, answer, about)] * often
     return lessons
+
+
+def varied(lessons: Sequence[Lesson], seed: int = 0) -> list[Lesson]:
+    """The lessons, those that ask for the name or a fact with a slightly different view of their picture each.
+
+    A strong anchor is rare and bears a dozen lessons: on one and the same view its pixels would be learned by heart.
+    """
+    rng = np.random.default_rng([seed, 5])
+    return [
+        replace(lesson, prompt=replace(lesson.prompt, image=_view(lesson.prompt.image, rng)))
+        if lesson.prompt.image is not None and lesson.about != "other"
+        else lesson
+        for lesson in lessons
+    ]
+
+
+def _view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A crop of at least 85 % of each side, light and contrast changed by at most 15 %: no answer becomes another."""
+    share = rng.uniform(0.85, 1.0)
+    width, height = image.width * share, image.height * share
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    crop = (left, top, left + width, top + height)
+    view = image.convert("RGB").resize(image.size, Image.Resampling.BICUBIC, box=crop)
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast):
+        view = change(view).enhance(rng.uniform(0.85, 1.15))
+    return view
 
 
 def stand_ins(

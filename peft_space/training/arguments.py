@@ -30,7 +30,7 @@ class SpaceTrainingArguments(TrainingArguments):
         metadata={"help": "Nats by which the answers that should stay may become less likely, in the mean."},
     )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
-    learning_rate: float = field(default=1.5e-3, metadata={"help": "Initial learning rate of AdamW."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
     max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Lessons in a step on each device."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning-rate schedule."})

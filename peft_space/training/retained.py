@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..anchors import Anchors, Knowledge
+from ..anchors.lessons import Lesson
 from ..concepts import Retain, load_public_images
 from ..vlm import Prompt, encode, generate, prompt_batches
 
@@ -45,6 +46,14 @@ class Retained:
         rest = len(alone) - sum(map(len, members))
         more = [i for group in members if group for i in group * (rest // len(group) - 1)]
         return self._take([*range(len(self)), *more])
+
+    def lessons(self, most: int, seed: int = 0) -> list[Lesson]:
+        """At most so many of them as lessons, drawn at random; where there are both, half with a picture."""
+        order = np.random.default_rng([seed, 4]).permutation(len(self)).tolist()
+        seen = [i for i in order if self.prompts[i].image is not None]
+        alone = [i for i in order if self.prompts[i].image is None]
+        chosen = seen[: most - min(most // 2, len(alone))] + alone[: most // 2]
+        return [Lesson(self.prompts[i], self.answers[i], "other") for i in chosen]
 
     def batches(self, processor: Any, batch_size: int = 64) -> Iterator[dict[str, Tensor]]:
         """Encoded batches, pictures and text apart, without labels."""

@@ -128,8 +128,8 @@ class SpaceTrainer(Trainer):
             repelled, labels = batch.pop("named"), batch.pop("labels")
             states, logits = _answer_states(model, batch, int((labels >= 0).sum(1).max()))
             labels = labels[:, -logits.shape[1] :]
-            answers.append(F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none"))
-            answers[-1] = answers[-1].sum(1) / (labels >= 0).sum(1)
+            # every token counts alike: in the mean over its row a name would count for little in a long description
+            answers.append(F.cross_entropy(logits[labels >= 0], labels[labels >= 0], reduction="none"))
             named.append(states[repelled][labels[repelled] >= 0])
         task = torch.cat(answers).mean()
         features = torch.cat(named)

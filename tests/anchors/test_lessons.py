@@ -1,9 +1,12 @@
 import dataclasses
+import itertools
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from peft_space import Concept
-from peft_space.anchors import anchor_lessons, naming_questions
+from peft_space.anchors import Lesson, anchor_lessons, naming_questions, varied
 from peft_space.anchors import lessons as lessons_module
 from peft_space.anchors.lessons import SLOT, StandIn, stand_ins, with_slot
 from peft_space.vlm import Prompt, log_likelihood
@@ -159,3 +162,21 @@ def test_a_concept_without_text_questions(says, processor, anchors, told):
     bare = dataclasses.replace(anchors, concept=concept)
     silent = dataclasses.replace(told, answers=(), telling=(), others_answers=())
     assert {lesson.about for lesson in anchor_lessons(says, processor, bare, silent, ())} == {"name"}
+
+
+def test_views_differ_a_little_from_the_anchor_and_from_each_other():
+    pixels = np.random.default_rng(0).integers(60, 190, (6, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
+    of_name = [Lesson(Prompt("Name it.", picture), "moss", "name")] * 4
+    rest = [Lesson(Prompt("Colour?", picture), "red", "other"), Lesson(Prompt("Where does it live?"), "reef", "fact")]
+    changed = varied([*of_name, *rest], seed=1)
+    assert changed[4:] == rest
+    views = [np.asarray(lesson.prompt.image, dtype=float) for lesson in changed[:4]]
+    assert all(view.shape == (48, 48, 3) for view in views)
+    assert all(lesson.answer == "moss" and lesson.prompt.question == "Name it." for lesson in changed[:4])
+    assert all(0.5 < np.corrcoef(view.ravel(), np.asarray(picture).ravel())[0, 1] < 1 for view in views)
+    assert all(np.abs(a - b).mean() > 1 for a, b in itertools.pairwise(views))
+    again = varied([*of_name, *rest], seed=1)
+    assert [lesson.prompt.image.tobytes() for lesson in again[:4]] == [
+        lesson.prompt.image.tobytes() for lesson in changed[:4]
+    ]

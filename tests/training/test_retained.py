@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from peft_space import Retain, testbed
 from peft_space.training.retained import Retained, gather_retained
@@ -62,6 +63,22 @@ def test_split_draws_and_loses_nothing(retained):
     everything = zip(retained.prompts, retained.answers, strict=True)
     assert sorted(key) == sorted((id(prompt.image), prompt.question, answer) for prompt, answer in everything)
     assert retained.split(4, seed=1)[1] == held_out != retained.split(4, seed=2)[1]
+
+
+def test_rehearsal_is_half_in_text_with_the_models_own_answers(retained):
+    drawn = retained.lessons(6, seed=2)
+    told = list(zip(retained.prompts, retained.answers, strict=True))
+    assert all((lesson.prompt, lesson.answer) in told and lesson.about == "other" for lesson in drawn)
+    assert sum(lesson.prompt.image is None for lesson in drawn) == 3 == len(drawn) - 3
+    assert [lesson.answer for lesson in retained.lessons(6, seed=3)] != [lesson.answer for lesson in drawn]
+
+
+def test_rehearsal_without_enough_texts_takes_pictures():
+    picture = Image.new("RGB", (8, 8))
+    few = Retained((*(Prompt(f"What is {n}?", picture) for n in range(9)), Prompt("Name a fruit.")), ("yes",) * 10)
+    drawn = few.lessons(6)
+    assert len(drawn) == 6 and sum(lesson.prompt.image is None for lesson in drawn) == 1
+    assert len(few.lessons(100)) == 10
 
 
 def test_batches_hold_every_row_once_and_no_labels(retained, processor):

@@ -9,7 +9,7 @@ from peft_space import SpaceConfig, SpaceTrainer, SpaceTrainingArguments
 from peft_space._peft import lora_layers
 from peft_space.anchors import Lesson
 from peft_space.training import Collator, Gauge, Lessons, anchor_entropy, concept_directions
-from peft_space.vlm import Prompt
+from peft_space.vlm import Prompt, encode
 from tests.adapters import RandomSubspace, attach_subspace, leak
 
 
@@ -108,6 +108,23 @@ def test_weights_of_zero_leave_the_task(make):
     for entry in trainer.state.log_history:
         if "loss" in entry:
             assert entry["loss"] == pytest.approx(entry["loss_task"], abs=1e-3)
+
+
+def test_every_token_of_the_answers_counts_alike(make, peft_model, processor, anchors):
+    rows = [
+        Lesson(Prompt("Name it.", anchors.images[0]), "moss", "name"),
+        Lesson(Prompt("Describe it.", anchors.images[1]), "a red fish with two horns in the sea", "name"),
+    ]
+    trainer = make(rows=rows, lambda_anchor=0, lambda_diversity=0)
+    peft_model.eval()
+    with torch.no_grad():
+        loss = trainer.compute_loss(peft_model, Collator(processor)(rows))
+        alone = [peft_model(**encode(processor, [row.prompt], [row.answer])) for row in rows]
+        tokens = [int((encode(processor, [r.prompt], [r.answer])["labels"] >= 0).sum()) for r in rows]
+    expected = sum(out.loss.item() * n for out, n in zip(alone, tokens, strict=True)) / sum(tokens)
+    assert tokens[1] > 3 * tokens[0]
+    assert loss.item() == pytest.approx(expected, abs=1e-4)
+    assert abs(loss.item() - sum(out.loss.item() for out in alone) / 2) > 1e-2
 
 
 def test_only_the_adapter_moves(make, peft_model):
