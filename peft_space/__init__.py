@@ -6,7 +6,7 @@ from .concepts import Concept, PublicImages, Retain, load_public_images
 from .erasure import ErasureResult, erase
 from .subspace import LeakReport, RetainedSubspace, fit_retained_subspace, leak, leak_between
 from .training import SpaceTrainer, SpaceTrainingArguments
-from .tuner import SpaceConfig, SpaceModel, attach_subspace, bake, has_subspace, targeted_modules
+from .tuner import SpaceConfig, SpaceModel, attach_subspace, bake, has_subspace, scale_adapter, targeted_modules
 
 __all__ = [
     "Anchors",
@@ -32,6 +32,7 @@ __all__ = [
     "load_public_images",
     "merge_and_save",
     "save_erasure_adapter",
+    "scale_adapter",
     "select_anchors",
     "targeted_modules",
 ]

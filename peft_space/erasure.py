@@ -6,23 +6,36 @@ import copy
 import math
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import PeftModel, get_peft_model
+import torch
+from peft import PeftModel, PeftType, get_peft_model
 from torch import nn
 from transformers import set_seed
 
-from ._peft import present_adapters
+from ._peft import lora_layers, present_adapters
 from .adapter import save_erasure_adapter, whole_folder
-from .anchors import Anchors, anchor_lessons, elicit, naming_questions, other_names, select_anchors, varied
+from .anchors import (
+    Anchors,
+    Knowledge,
+    Lesson,
+    anchor_lessons,
+    elicit,
+    naming_questions,
+    other_names,
+    select_anchors,
+    varied,
+)
 from .concepts import Concept, Retain, load_public_images
 from .console import shows_progress
 from .progress import Listener, Stages
 from .report import check_output
 from .subspace import RetainedSubspace, fit_retained_subspace, leak
 from .training import (
+    Gauge,
     Lessons,
     SpaceTrainer,
     SpaceTrainingArguments,
@@ -31,7 +44,7 @@ from .training import (
     concept_directions,
     tied_to_name,
 )
-from .training.retained import gather_retained
+from .training.retained import Retained, gather_erased, gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
 from .vlm import Prompt, check_multimodal, generate
 
@@ -42,14 +55,14 @@ class ErasureResult:
 
     Attributes:
         model: the model with the erasure adapter, active and baked into plain LoRA.
-        anchors: the chosen anchors with all scores.
+        anchors: the chosen anchors with all scores; of several concepts, a tuple.
         subspace: what was retained.
         report: what was done and reached; see docs/method.md.
         path: where the adapter was saved, if it was.
     """
 
     model: PeftModel
-    anchors: Anchors
+    anchors: Anchors | tuple[Anchors, ...]
     subspace: RetainedSubspace | None
     report: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
@@ -59,7 +72,7 @@ class ErasureResult:
 def erase(
     model: nn.Module,
     processor: Any,
-    concept: str | Concept,
+    concept: str | Concept | Sequence[str | Concept],
     public_images: Any,
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
@@ -69,7 +82,10 @@ def erase(
     output_dir: str | Path | None = None,
     seed: int = 0,
     energy: float | None = 0.999,
-    anchors: Anchors | None = None,
+    anchors: Anchors | Sequence[Anchors] | None = None,
+    previous: Sequence[Anchors] = (),
+    leak_budget: float | None = None,
+    adapter_name: str = "default",
     batch_size: int = 64,
     progress: Listener | bool | None = True,
 ) -> ErasureResult:
@@ -77,9 +93,10 @@ def erase(
 
     Args:
         model: what `AutoModelForImageTextToText.from_pretrained` gives. It is wrapped in place, as `get_peft_model`
-            does; its own weights do not change.
+            does; its own weights do not change. Or a `PeftModel`: what is active in it stays so, and the new erasure
+            is made for the model as it answers with it.
         processor: the model's own.
-        concept: the name, or a `Concept` that also says how the model is asked.
+        concept: the name, or a `Concept` that also says how the model is asked. Several are erased by one adapter.
         public_images: a list of PIL images, a folder, a data set with an image column or a Hub data-set id. No image
             of the concept is needed.
         text_knowledge: "keep": the concept is no longer recognised in images, and text facts stay. "erase": asked in
@@ -90,8 +107,12 @@ def erase(
         output_dir: where to save the adapter, its report and the contact sheet of the anchors.
         seed: of everything that is drawn.
         energy: share of the retained inputs' energy whose outputs are held; `None` holds nothing (a control).
-        anchors: chosen beforehand with `select_anchors`, where its defaults do not fit. They bring their own concept
-            and public images.
+        anchors: chosen beforehand with `select_anchors`, where its defaults do not fit; for several concepts one
+            each. They bring their own concept and public images.
+        previous: the anchors of earlier erasures in `model`: what it answers about them now is retained.
+        leak_budget: what all erasures in the model may leak together, as a sum of their recorded means. Training
+            stops where it would be passed; an adapter that passes it all the same is weakened until it does not.
+        adapter_name: name of the new adapter; a second erasure needs a name of its own.
         batch_size: images or prompts at a time outside of training.
         progress: whether to show bars, on standard error; or whom to call instead, with a stage's name, what is being
             done in it, the units done and all its units.
@@ -101,7 +122,8 @@ def erase(
         was reached; where it was not, what there is comes back all the same, marked so.
 
     Raises:
-        ValueError: an argument is out of range, an image set yields too few anchors, or the folder is not empty.
+        ValueError: an argument is out of range, an image set yields too few anchors, the folder is not empty, or the
+            erasures that are in the model have spent `leak_budget`.
         TypeError: the model cannot be asked about images.
     """
     if text_knowledge not in ("keep", "erase"):
@@ -109,15 +131,36 @@ def erase(
     if output_dir is not None:
         check_output(output_dir)
     check_multimodal(model)
-    if "default" in present_adapters(model):
-        raise ValueError("`model` must not hold an adapter named 'default'; merge it or delete it first.")
-    concept, retain = Concept.of(concept), retain or Retain()
-    config = config or SpaceConfig(r=16, lora_alpha=16, concept=concept.name)
-    args = args or SpaceTrainingArguments(seed=seed)
+    if adapter_name in present_adapters(model):
+        raise ValueError(
+            f"`model` must not hold an adapter named {adapter_name!r}; merge it, delete it, or pass another "
+            "`adapter_name`."
+        )
+    joint = isinstance(concept, (list, tuple))
+    wanted: Sequence[Any] = concept if isinstance(concept, (list, tuple)) else [concept]
+    concepts = [Concept.of(one) for one in wanted]
+    if not concepts or len({one.name.lower() for one in concepts}) < len(concepts):
+        raise ValueError(f"`concept` must be one or several different ones; got {[one.name for one in concepts]}.")
+    given = [anchors] if isinstance(anchors, Anchors) else list(anchors or ())
+    if given and len(given) != len(concepts):
+        raise ValueError(f"`anchors` must be given for each of {len(concepts)} concepts; got {len(given)}.")
+    spent = _leaks_of_active(model)
+    if leak_budget is not None and sum(spent.values()) >= leak_budget:
+        raise ValueError(
+            f"`leak_budget` (={leak_budget}) is spent: the erasures in the model leak {sum(spent.values()):.4f} "
+            f"together ({', '.join(f'{name} {share:.4f}' for name, share in spent.items())}). Raise it, or take an "
+            "erasure off."
+        )
+    left = math.inf if leak_budget is None else leak_budget - sum(spent.values())
+    retain = retain or Retain()
+    name = ", ".join(one.name for one in concepts)
+    config = config or SpaceConfig(r=16, lora_alpha=16, concept=name)
+    args = copy.copy(args or SpaceTrainingArguments(seed=seed))
+    args.leak_budget = min(args.leak_budget, left)
     scratch = None
     if args.save_strategy == "no":
         # the Trainer makes its folder even if it has nothing to write
-        scratch, args = tempfile.TemporaryDirectory(), copy.copy(args)
+        scratch = tempfile.TemporaryDirectory()
         args.output_dir = scratch.name
     stages = Stages(progress if callable(progress) else None)
     set_seed(seed)
@@ -125,49 +168,49 @@ def erase(
     with stages.stage("images"):
         public = load_public_images(public_images)
     with stages.stage("anchors"):
-        anchors = anchors or select_anchors(model, processor, concept, public, batch_size=batch_size)
-        concept, public = anchors.concept, anchors.public
+        chosen = given or [select_anchors(model, processor, one, public, batch_size=batch_size) for one in concepts]
     with stages.stage("knowledge"):
-        seen = public.take([*anchors.unrelated(128, seed), *anchors.indices]).images
-        naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
-        others = other_names(model, processor, concept, seen, naming, batch_size=batch_size)
-        knowledge = elicit(model, processor, concept, others)
-        gauges = build_gauges(model, processor, anchors, knowledge, naming, retain.questions, text_knowledge)
-        lessons = anchor_lessons(
-            model,
-            processor,
-            anchors,
-            knowledge,
-            retain.questions,
-            naming,
-            text_knowledge=text_knowledge,
-            batch_size=batch_size,
-            seed=seed,
-        )
+        studies = [
+            _study(model, processor, some, chosen, retain, text_knowledge, batch_size=batch_size, seed=seed)
+            for some in chosen
+        ]
     with stages.stage("retained subspace"):
-        retained = gather_retained(
-            model,
-            processor,
-            anchors,
-            knowledge,
-            retain,
-            text_knowledge=text_knowledge,
-            batch_size=batch_size,
-            seed=seed,
+        shared = replace(retain, n_images=max(1, retain.n_images // len(studies)))
+        retained = Retained.of(
+            *(
+                gather_retained(
+                    model,
+                    processor,
+                    study.anchors,
+                    study.knowledge,
+                    shared,
+                    text_knowledge=text_knowledge,
+                    batch_size=batch_size,
+                    seed=seed,
+                ).without([one.concept for one in chosen])
+                for study in studies
+            ),
+            *(gather_erased(model, processor, earlier, batch_size=batch_size, seed=seed) for earlier in previous),
         )
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
-        kept = kept.balanced(retain.texts, concept.asked_in_text)
+        kept = kept.balanced(retain.texts, *(study.anchors.concept.asked_in_text for study in studies))
+        lessons = [lesson for study in studies for lesson in study.lessons]
         lessons = [*varied(lessons, seed), *kept.lessons(len(lessons) // 4, seed)]
-        peft_model = get_peft_model(model, config)
+        peft_model = _with_adapter(model, config, adapter_name)
         subspace = None
         if energy is not None:
             subspace = fit_retained_subspace(
-                peft_model, kept.batches(processor, batch_size), targeted_modules(peft_model), energy=energy
+                peft_model,
+                kept.batches(processor, batch_size),
+                targeted_modules(peft_model, adapter_name),
+                energy=energy,
+                adapters=bool(spent),
             )
-            attach_subspace(peft_model, subspace)
+            attach_subspace(peft_model, subspace, adapter_name)
         held_out_batches = list(held_out.batches(processor, batch_size))
     with stages.stage("training"):
-        phrases = [*concept.names, *(word for words in knowledge.telling for word in words)]
+        gauges = [gauge for study in studies for gauge in study.gauges]
+        phrases = [phrase for study in studies for phrase in study.phrases]
         trainer = SpaceTrainer(
             peft_model,
             args,
@@ -175,54 +218,162 @@ def erase(
             processor,
             concept_directions(peft_model, processor, phrases),
             gauges=gauges,
-            measure_leak=lambda: leak(peft_model, held_out_batches).mean,
+            measure_leak=lambda: leak(peft_model, held_out_batches, adapter_name).mean,
         )
         entropy = anchor_entropy(peft_model, processor, lessons)
         try:
             trainer.train()
         except FloatingPointError as error:
             warnings.warn(f"training stopped, the last good adapter is kept: {error}", stacklevel=2)
-        bake(peft_model)
+        bake(peft_model, adapter_name)
         peft_model.eval()
         if scratch is not None:
             scratch.cleanup()
     with stages.stage("report"):
-        report = _report(concept, text_knowledge, seed, anchors, subspace, trainer, gauges)
-        measured = leak(peft_model, held_out_batches)
-        report["leak"] = {"mean": measured.mean, "max": measured.max}
-        report["spectral_entropy"] = {"before": entropy, "after": anchor_entropy(peft_model, processor, lessons)}
-        told = generate(peft_model, processor, [Prompt(question) for question in concept.asked_in_text])
-        report["told_in_text"] = [
-            {"question": question, "before": before, "after": after}
-            for question, before, after in zip(concept.asked_in_text, knowledge.answers, told, strict=True)
-        ]
+        measured = leak(peft_model, held_out_batches, adapter_name)
+        strength = min(1.0, left / measured.mean) if measured.mean > 0 else 1.0
+        if strength < 1:
+            _weaken(peft_model, adapter_name, strength)
+        report = {
+            "concept": [one.name for one in concepts] if joint else name,
+            "text_knowledge": text_knowledge,
+            "seed": seed,
+            "anchors": [some.diagnostics() for some in chosen] if joint else chosen[0].diagnostics(),
+            **_dose(trainer, gauges, strength),
+            "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
+            "leak": {"mean": measured.mean * strength, "max": measured.max * strength},
+            "strength": strength,
+            "spectral_entropy": {"before": entropy, "after": anchor_entropy(peft_model, processor, lessons)},
+            "told_in_text": [row for study in studies for row in study.told_in_text(peft_model, processor)],
+        }
+        if spent:
+            report["leak_composed"] = {
+                "sum": sum(spent.values()) + report["leak"]["mean"],
+                "measured": leak(peft_model, held_out_batches).mean,
+            }
     report["seconds"] = stages.seconds
-    result = ErasureResult(peft_model, anchors, subspace, report)
+    peft_model.peft_config[adapter_name].record = dict(report)
+    result = ErasureResult(peft_model, tuple(chosen) if joint else chosen[0], subspace, report)
     if output_dir is not None:
         result.path = Path(output_dir)
         with whole_folder(output_dir) as draft:
-            save_erasure_adapter(peft_model, draft, side=report)
-            anchors.contact_sheet().save(draft / "anchors.png")
-            anchors.write_scores(draft / "anchors.csv")
+            save_erasure_adapter(peft_model, draft, adapter_name)
+            for number, some in enumerate(chosen, 1):
+                stem = f"anchors-{number}" if joint else "anchors"
+                some.contact_sheet().save(draft / f"{stem}.png")
+                some.write_scores(draft / f"{stem}.csv")
     return result
 
 
-def _report(concept, text_knowledge, seed, anchors, subspace, trainer, gauges) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Study:
+    """What the model as it is knows of one concept, and what is to be done about it."""
+
+    anchors: Anchors
+    knowledge: Knowledge
+    gauges: Sequence[Gauge]
+    lessons: Sequence[Lesson]
+
+    @property
+    def phrases(self) -> list[str]:
+        """What the anchors' answers are repelled from."""
+        return [*self.anchors.concept.names, *(word for words in self.knowledge.telling for word in words)]
+
+    def told_in_text(self, model: nn.Module, processor: Any) -> list[dict[str, str]]:
+        """The concept's text questions with the answers before and now."""
+        questions = self.anchors.concept.asked_in_text
+        told = generate(model, processor, [Prompt(question) for question in questions])
+        return [
+            {"question": question, "before": before, "after": after}
+            for question, before, after in zip(questions, self.knowledge.answers, told, strict=True)
+        ]
+
+
+def _study(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    among: Sequence[Anchors],
+    retain: Retain,
+    text_knowledge: Literal["keep", "erase"],
+    *,
+    batch_size: int,
+    seed: int,
+) -> _Study:
+    """Asks the model about one concept; none of the others that go with it may stand in for it."""
+    names = [name for some in among if some is not anchors for name in some.concept.names]
+    unsaid = replace(anchors.concept, aliases=(*anchors.concept.aliases, *names))
+    seen = anchors.public.take([*anchors.unrelated(128, seed), *anchors.indices]).images
+    naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
+    others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
+    knowledge = elicit(model, processor, anchors.concept, others)
+    gauges = build_gauges(model, processor, anchors, knowledge, naming, retain.questions, text_knowledge)
+    lessons = anchor_lessons(
+        model,
+        processor,
+        replace(anchors, concept=unsaid),
+        knowledge,
+        retain.questions,
+        naming,
+        text_knowledge=text_knowledge,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return _Study(anchors, knowledge, gauges, lessons)
+
+
+def _with_adapter(model: nn.Module, config: SpaceConfig, adapter_name: str) -> PeftModel:
+    """The model with one more adapter, the only one to be trained; those that were active stay so."""
+    if not isinstance(model, PeftModel):
+        return get_peft_model(model, config, adapter_name=adapter_name)
+    if model.peft_type == PeftType.LORA:
+        config = copy.copy(config)
+        config.peft_type = PeftType.LORA
+    active = list(model.base_model.active_adapters)
+    model.add_adapter(adapter_name, config)
+    model.base_model.set_adapter([*active, adapter_name])
+    for earlier in active:
+        model.set_requires_grad(earlier, requires_grad=False)
+    return model
+
+
+def _leaks_of_active(model: nn.Module) -> dict[str, float]:
+    """What each of the erasures that are active in a model was measured to leak."""
+    if not isinstance(model, PeftModel):
+        return {}
+    leaks = {}
+    for name in model.base_model.active_adapters:
+        config = model.peft_config[name]
+        if not isinstance(config, SpaceConfig):
+            continue
+        if "leak" not in config.record:
+            raise ValueError(
+                f"`model` must hold erasures whose leak was measured; the adapter {name!r} has none in its record. "
+                "Merge it first."
+            )
+        leaks[name] = float(config.record["leak"]["mean"])
+    return leaks
+
+
+def _weaken(model: PeftModel, adapter_name: str, strength: float) -> None:
+    with torch.no_grad():
+        for _, layer in lora_layers(model.get_base_model(), adapter_name):
+            layer.lora_B[adapter_name].weight.mul_(strength)
+
+
+def _dose(trainer: SpaceTrainer, gauges: Sequence[Gauge], strength: float) -> dict[str, Any]:
+    """How far the training came. An adapter that was weakened afterwards has not kept its dose."""
     last = next((r for r in reversed(trainer.readings) if all(map(math.isfinite, r.levels))), None)
+    tied = tied_to_name(gauges)
     return {
-        "concept": concept.name,
-        "text_knowledge": text_knowledge,
-        "seed": seed,
-        "anchors": anchors.diagnostics(),
         "steps": trainer.state.global_step,
         "stopped": trainer.stopped,
-        "reached": bool(last and last.reached and tied_to_name(gauges)),
-        "monitor_tied": tied_to_name(gauges),
+        "reached": bool(last and last.reached and tied and strength == 1),
+        "monitor_tied": tied,
         "gauges": [
             {"about": gauge.about, "before": gauge.base, "after": level, "reference": gauge.reference}
             for gauge, level in zip(gauges, last.levels if last else [], strict=False)
         ],
         "readings": [{"step": r.step, "leak": r.leak, "levels": list(r.levels)} for r in trainer.readings],
         "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
-        "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
     }

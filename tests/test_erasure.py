@@ -1,10 +1,11 @@
 import copy
+import dataclasses
 import functools
 import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,11 +19,14 @@ from peft_space import (
     erasure,
     has_subspace,
     load_erasure,
+    save_erasure_adapter,
+    select_anchors,
 )
-from peft_space._peft import base_parameters
-from peft_space.anchors import other_names
+from peft_space._peft import base_parameters, lora_layers
+from peft_space.anchors import Knowledge, other_names
 from peft_space.vlm import Prompt, encode
-from tests.adapters import space
+from tests.adapters import shake, space
+from tests.bigram import saying
 from tests.tiny import tiny_llama
 
 RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8, questions_per_image=3)
@@ -174,6 +178,119 @@ def test_weights_that_become_nan(run, tmp_path):
         )
     assert result.report["stopped"] == "loss not finite"
     assert all(tensor.isfinite().all() for tensor in weights(result.path).values())
+
+
+@pytest.fixture(scope="module")
+def other(concept):
+    return concept.called("zorvex")
+
+
+@pytest.fixture(scope="module")
+def second(run, base, processor, public, concept, other, anchors):
+    """Another concept, erased from the model that has forgotten the first: the result and the first one's logits."""
+    first = run(model=copy.deepcopy(base))
+    before = logits(first.model, processor, public)
+    theirs = select_anchors(base, processor, other, public, n_anchors=8, n_monitor=3, shortlist=24)
+    result = run(
+        model=first.model,
+        concept=other,
+        anchors=theirs,
+        previous=[first.anchors],
+        adapter_name="second",
+        leak_budget=1.0,
+    )
+    return result, before
+
+
+def test_a_second_erasure_stands_beside_the_first(second, processor, public):
+    result, before = second
+    model = result.model
+    assert model.base_model.active_adapters == ["default", "second"]
+    both = logits(model, processor, public)
+    model.base_model.set_adapter(["default"])
+    assert logits(model, processor, public).equal(before), "the first adapter was changed"
+    model.base_model.set_adapter(["default", "second"])
+    assert not both.allclose(before, atol=1e-4) and not has_subspace(model, "second")
+
+
+def test_leaks_of_what_is_composed_add_up(second):
+    result, _ = second
+    first = result.model.peft_config["default"].record["leak"]["mean"]
+    composed = result.report["leak_composed"]
+    assert composed["sum"] == pytest.approx(first + result.report["leak"]["mean"])
+    assert composed["measured"] > result.report["leak"]["mean"] > 0
+    assert result.model.peft_config["second"].record == result.report
+
+
+def test_a_second_erasure_is_saved_alone(run, second, base, processor, public, tmp_path):
+    result, _ = second
+    save_erasure_adapter(result.model, tmp_path / "second", "second")
+    save_erasure_adapter(result.model, tmp_path / "first")
+    loaded = load_erasure(copy.deepcopy(base), tmp_path / "first")
+    load_erasure(loaded, tmp_path / "second", "second")
+    loaded.base_model.set_adapter(["default", "second"])
+    assert logits(loaded.eval(), processor, public).equal(logits(result.model, processor, public))
+
+
+def test_a_budget_that_is_spent_is_refused_before_any_work(run, result, other, tmp_path):
+    with pytest.raises(ValueError, match=r"`leak_budget` \(=1e-09\) is spent: the erasures .* \(default 0\."):
+        run(model=result.model, concept=other, adapter_name="second", leak_budget=1e-9)
+
+
+def test_an_adapter_beyond_the_budget_is_weakened(run, result):
+    free = result.report["leak"]["mean"]
+    held = run(leak_budget=free / 4, args={"dose_every": 0})
+    assert held.report["leak"]["mean"] == pytest.approx(free / 4, rel=1e-3) and held.report["reached"] is False
+    assert held.report["strength"] == pytest.approx(0.25, rel=1e-2)
+    full, weak = (next(iter(lora_layers(one.model.get_base_model(), "default")))[1] for one in (result, held))
+    delta = full.get_delta_weight("default")
+    assert weak.get_delta_weight("default").allclose(held.report["strength"] * delta, atol=1e-6)
+
+
+def test_an_erasure_without_a_measured_leak_can_not_be_composed(run, model, other):
+    with pytest.raises(ValueError, match="`model` must hold erasures whose leak was measured; the adapter 'default'"):
+        run(model=space(model, subspace=False), concept=other, adapter_name="second")
+
+
+def test_beside_an_ordinary_lora(run, model, other, processor, public):
+    task = shake(get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])))
+    before = logits(task, processor, public)
+    result = run(model=task, adapter_name="erasure")
+    assert result.model is task and task.base_model.active_adapters == ["default", "erasure"]
+    task.base_model.set_adapter(["default"])
+    assert logits(task, processor, public).equal(before), "the task's adapter was trained"
+
+
+def test_several_concepts_by_one_adapter(run, base, processor, concept, other, public, anchors, tmp_path):
+    theirs = select_anchors(base, processor, other, public, n_anchors=8, n_monitor=3, shortlist=24)
+    result = run(concept=[concept, other], anchors=[anchors, theirs], output_dir=tmp_path / "both")
+    assert result.anchors == (anchors, theirs)
+    report = result.report
+    assert report["concept"] == ["narril", "zorvex"] and len(report["anchors"]) == 2
+    assert [gauge["about"] for gauge in report["gauges"]].count("name") == 2
+    asked = [told["question"] for told in report["told_in_text"]]
+    assert asked == ["Where does the narril live?", "Where does the zorvex live?"]
+    assert {f"anchors-{n}.{end}" for n in (1, 2) for end in ("png", "csv")} < {f.name for f in result.path.iterdir()}
+    with pytest.raises(ValueError, match="`anchors` must be given for each of 2 concepts; got 1"):
+        run(concept=[concept, other], anchors=anchors)
+
+
+def test_concepts_that_go_together_do_not_stand_in_for_each_other(base, processor, concept, other, public, anchors):
+    says = saying(base, processor, {"narril": 1.0, "zorvex": 0.8, "keltus": 0.2})
+    theirs = dataclasses.replace(anchors, concept=other)
+    among = [anchors, theirs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(erasure, "other_names", lambda *args, **rest: ("keltus", "moss"))
+        patch.setattr(erasure, "elicit", lambda *args: Knowledge(args[2], (), (), args[3], ()))
+        study = erasure._study(says, processor, anchors, among, RETAIN, "keep", batch_size=8, seed=0)
+    told = {lesson.answer for lesson in study.lessons if lesson.about == "name"}
+    assert told == {"keltus"}
+
+
+@pytest.mark.parametrize("names", [[], ["narril", "Narril"]])
+def test_no_concepts_or_one_twice(run, names):
+    with pytest.raises(ValueError, match="`concept` must be one or several different ones; got"):
+        run(concept=names, anchors=None)
 
 
 @pytest.mark.parametrize("name", ["", "  "])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,48 @@ class Anchors:
                 said = self.likelihood[index].item()
                 row = (name, f"{self.cosine[index].item():.5f}", "" if said != said else f"{said:.4f}")
                 writer.writerow((*row, roles.get(index, "")))
+
+    @classmethod
+    def read_scores(cls, path: str | Path, concept: str | Concept, public_images: Any) -> Anchors:
+        """The anchors of an earlier erasure again, from the table that `write_scores` left.
+
+        Args:
+            path: `anchors.csv`.
+            concept: what they stand for.
+            public_images: the set they were chosen from, as for `load_public_images`; pictures are found by their ids.
+
+        Raises:
+            ValueError: a picture of the table is not in the set.
+        """
+        public = load_public_images(public_images)
+        places = {name: place for place, name in enumerate(public.ids)}
+        cosine = torch.full((len(public),), -torch.inf)
+        likelihood = torch.full((len(public),), torch.nan)
+        roles: dict[str, list[int]] = {"anchor": [], "monitor": [], "recognised": [], "": []}
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["id"] not in places:
+                    raise ValueError(
+                        f"`public_images` must hold every picture of {path}; got a set without {row['id']!r}. Give "
+                        "the set that the anchors were chosen from."
+                    )
+                place = places[row["id"]]
+                cosine[place] = float(row["cosine"])
+                if row["log_likelihood"]:
+                    likelihood[place] = float(row["log_likelihood"])
+                roles[row["role"]].append(place)
+        listed = cosine[~likelihood.isnan()]
+        likeliest = sorted(roles["anchor"], key=lambda place: -float(likelihood[place]))
+        return cls(
+            Concept.of(concept),
+            public,
+            tuple(likeliest),
+            tuple(roles["monitor"]),
+            cosine,
+            likelihood,
+            float(listed.min()) if len(listed) else math.nan,
+            tuple(roles["recognised"]),
+        )
 
 
 def select_anchors(

@@ -31,13 +31,14 @@ def fit_retained_subspace(
     groups: Literal["balanced", "pooled"] = "balanced",
     progress: Callable[[int], None] | None = None,
     sketch_size: int = 512,
+    adapters: bool = False,
 ) -> RetainedSubspace:
     """Finds the directions that hold most of the energy of each target layer's inputs.
 
-    Layers are watched in one forward pass of the base model (adapters off). Layers that read the same tensor, such as
-    q, k and v, share one statistic. It is the uncentred second moment of the inputs that are not padding; image
-    tokens, text beside an image and text alone are each scaled to trace 1 and then averaged, as an image brings
-    hundreds of tokens and would else be all that is protected.
+    Layers are watched in one forward pass of the base model, or of the model as it is. Layers that read the same
+    tensor, such as q, k and v, share one statistic. It is the uncentred second moment of the inputs that are not
+    padding; image tokens, text beside an image and text alone are each scaled to trace 1 and then averaged, as an
+    image brings hundreds of tokens and would else be all that is protected.
 
     Args:
         model: a transformers model, or a `PeftModel` around one.
@@ -52,6 +53,7 @@ def fit_retained_subspace(
         groups: "balanced" as above, or "pooled" to let every token count the same.
         progress: called after each batch with the number done.
         sketch_size: most directions that a sketch can tell apart.
+        adapters: run the model with its active adapters, for one more adapter beside them.
 
     Raises:
         TypeError: `model` has no language model to target by default, or a batch is not a mapping.
@@ -78,7 +80,7 @@ def fit_retained_subspace(
         if progress is not None:
             progress(number)
 
-    watch(model, targets, batches, statistics.see, progress=batch_done)
+    watch(model, targets, batches, statistics.see, adapters=adapters, progress=batch_done)
     unseen = [name for name in targets if name not in statistics.members]
     if unseen:
         raise ValueError(

@@ -132,12 +132,13 @@ def watch(
     call: Watcher,
     *,
     outputs: bool = False,
+    adapters: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Runs the base model over `batches` and calls back at every one of `layers`.
 
-    The model is in eval mode with adapters switched off and no gradients while it runs, and is then put back as it
-    was. Logits are computed for one position only, where the model allows.
+    The model is in eval mode without gradients while it runs, its adapters switched off unless they are asked for, and
+    is then put back as it was. Logits are computed for one position only, where the model allows.
 
     Args:
         model: a transformers model, or a `PeftModel` around one.
@@ -145,6 +146,7 @@ def watch(
         batches: model inputs.
         call: called as each layer is about to run, its output `None`; or, with `outputs`, after it has run.
         outputs: see `call`.
+        adapters: run the model as it is, with its active adapters.
         progress: called after each batch with the number done.
 
     Raises:
@@ -156,7 +158,7 @@ def watch(
     accepted = inspect.signature(base.forward).parameters
     extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
     done = 0
-    with as_base(model), torch.no_grad(), ExitStack() as hooks:
+    with vlm.evaluating(model) if adapters else as_base(model), torch.no_grad(), ExitStack() as hooks:
         rows: TokenRows | None = None
 
         def hook_for(name: str) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,18 +133,19 @@ def random_scene(rng: np.random.Generator, recipe: Recipe | None = None, thing: 
     return Scene(recipe, thing, int(rng.integers(len(COLOURS))), int(rng.integers(len(SCENES))))
 
 
-def public_scenes(target: str, n_images: int, rng: np.random.Generator) -> list[Scene]:
-    """A public set for erasing `target`: hybrids, retained creatures, objects and empty scenes, and never the target.
+def public_scenes(targets: Sequence[str], n_images: int, rng: np.random.Generator) -> list[Scene]:
+    """A public set for erasing `targets`: hybrids, retained creatures, objects and empty scenes, and never a target.
 
     Args:
-        target: the creature to erase.
+        targets: the creatures to erase.
         n_images: how many pictures: about 45 % hybrids, 40 % retained creatures, 10 % objects, 5 % empty scenes.
         rng: draws the kinds, colours and backgrounds.
 
     Returns:
         `n_images` scenes in random order.
     """
-    retained = [other.recipe for other in CREATURES if other.name != creature(target).name]
+    gone = {creature(target).name for target in targets}
+    retained = [other.recipe for other in CREATURES if other.name not in gone]
     scenes = []
     for kind in rng.choice(4, size=n_images, p=(0.45, 0.40, 0.10, 0.05)):
         pool = (HYBRIDS, retained)[kind] if kind < 2 else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +53,15 @@ def retain() -> Retain:
     return Retain(questions=(questions.DESCRIPTION, *seen, *questions.OBJECT[:-1]), texts=tuple(texts))
 
 
-def public_images(target: str, n_images: int = 2000, seed: int = 0) -> PublicImages:
-    """A public set for erasing `target`; no picture of it is in the set.
+def public_images(target: str | Sequence[str], n_images: int = 2000, seed: int = 0) -> PublicImages:
+    """A public set for erasing one creature or several; no picture of them is in the set.
 
     Returns:
         Pictures, and ids that say what each shows: these are for reading a report, nothing reads them.
     """
-    rng = np.random.default_rng([11, seed, *creature(target).name.encode()])
-    scenes = public_scenes(target, n_images, rng)
+    targets = [creature(name).name for name in ([target] if isinstance(target, str) else target)]
+    rng = np.random.default_rng([11, seed, *"".join(targets).encode()])
+    scenes = public_scenes(targets, n_images, rng)
     ids = []
     for number, scene in enumerate(scenes):
         if scene.recipe is not None:

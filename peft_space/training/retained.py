@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anchors import Anchors, Knowledge
 from ..anchors.lessons import Lesson
-from ..concepts import Retain, load_public_images
+from ..concepts import Concept, Retain, load_public_images
 from ..vlm import Prompt, encode, generate, prompt_batches
 
 
@@ -29,6 +29,31 @@ class Retained:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @classmethod
+    def of(cls, *parts: Retained) -> Retained:
+        """All of them as one, what is asked in text once only."""
+        rows = [row for part in parts for row in zip(part.prompts, part.answers, strict=True)]
+        texts: set[str] = set()
+        chosen = []
+        for prompt, answer in rows:
+            if prompt.image is None:
+                if prompt.question in texts:
+                    continue
+                texts.add(prompt.question)
+            chosen.append((prompt, answer))
+        return cls(tuple(prompt for prompt, _ in chosen), tuple(answer for _, answer in chosen))
+
+    def without(self, concepts: Sequence[Concept]) -> Retained:
+        """Those with pictures only where no answer names one of `concepts`, and all texts."""
+        rows = zip(self.prompts, self.answers, strict=True)
+        return self._take(
+            [
+                place
+                for place, (prompt, answer) in enumerate(rows)
+                if prompt.image is None or not any(one.mentioned_in(answer) for one in concepts)
+            ]
+        )
 
     def split(self, held_out: int, seed: int = 0) -> tuple[Retained, Retained]:
         """All but `held_out` of them, and the `held_out` that were drawn."""
@@ -108,3 +133,24 @@ def gather_retained(
         prompts += [Prompt(text) for text in concept.asked_in_text]
         answers += knowledge.answers
     return Retained(tuple(prompts), tuple(answers))
+
+
+def gather_erased(
+    model: nn.Module, processor: Any, anchors: Anchors, *, per_image: int = 2, batch_size: int = 64, seed: int = 0
+) -> Retained:
+    """What the model answers about the anchors of an earlier erasure, and in text about its concept.
+
+    Args:
+        model: with that erasure active.
+        anchors: those that it was made with.
+        per_image: how many of the naming questions and the questions for facts are drawn for each anchor.
+        seed: of the draw.
+    """
+    concept = anchors.concept
+    rng = np.random.default_rng([seed, 6])
+    pool = [*concept.questions, *concept.asked_through_image]
+    prompts = [
+        Prompt(pool[index], image) for image in anchors.images for index in rng.permutation(len(pool))[:per_image]
+    ]
+    prompts += [Prompt(text) for text in concept.asked_in_text]
+    return Retained(tuple(prompts), tuple(generate(model, processor, prompts, batch_size=batch_size)))

@@ -3,7 +3,7 @@
 from peft_space._peft import register
 from peft_space.tuner.config import SIDE_FILE, SpaceConfig
 from peft_space.tuner.fingerprint import base_fingerprint, check_base
-from peft_space.tuner.model import SpaceModel, targeted_modules
+from peft_space.tuner.model import SpaceModel, scale_adapter, targeted_modules
 from peft_space.tuner.projection import attach_subspace, bake, has_subspace
 from peft_space.tuner.targets import default_targets, describe_targets, language_model_targets
 
@@ -21,5 +21,6 @@ __all__ = [
     "describe_targets",
     "has_subspace",
     "language_model_targets",
+    "scale_adapter",
     "targeted_modules",
 ]

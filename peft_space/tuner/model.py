@@ -102,6 +102,30 @@ def targeted_modules(model: nn.Module, adapter_name: str = "default") -> list[st
     return [name for name, _ in lora_layers(base_of(model), adapter_name)]
 
 
+def scale_adapter(model: nn.Module, strength: float, adapter_name: str = "default") -> None:
+    """Turns an adapter up or down: at 0 it does nothing, at 1 what it was trained to do.
+
+    It counts from the strength that was trained, however often it is called. The leak grows with it. It is a setting
+    of the model in memory: an adapter that is saved is saved at 1, a merge takes the strength along.
+
+    Args:
+        model: a `PeftModel`, or a transformers model that holds adapters.
+        strength: 0 or more.
+        adapter_name: which adapter.
+
+    Raises:
+        ValueError: the strength is negative or not finite, the adapter is not there, or it is merged at this moment.
+    """
+    if not 0 <= strength < float("inf"):
+        raise ValueError(f"`strength` must be 0 or more; got {strength}. 1 is the strength that was trained.")
+    base = base_of(model)
+    targeted_modules(model, adapter_name)
+    if adapter_name in merged_adapters(base):
+        raise ValueError(f"`adapter_name` must not be merged; got {adapter_name!r}. Do `unmerge_adapter()` first.")
+    for _, layer in lora_layers(base, adapter_name):
+        layer.set_scale(adapter_name, strength)
+
+
 def _folded(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     # FSDP and `torch.compile` show their wrappers in module names but not in the keys of a state dict.
     factors = {

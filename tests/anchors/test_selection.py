@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 import torch
 
-from peft_space import PublicImages, select_anchors
+from peft_space import Anchors, PublicImages, select_anchors
 from peft_space.anchors import selection
 from tests.bigram import saying
 from tests.tiny import tiny_llama
@@ -152,3 +152,23 @@ def test_scores_are_written_for_every_image(anchors, tmp_path):
     assert sum(row["role"] == "monitor" for row in rows) == len(anchors.monitor)
     assert sum(row["log_likelihood"] != "" for row in rows) == 24
     assert float(rows[3]["cosine"]) == pytest.approx(float(anchors.cosine[3]), abs=1e-4)
+
+
+def test_scores_that_were_written_bring_the_anchors_back(anchors, concept, public, tmp_path):
+    anchors.write_scores(tmp_path / "anchors.csv")
+    moved = public.take(list(reversed(range(len(public)))))
+    again = Anchors.read_scores(tmp_path / "anchors.csv", concept, moved)
+    for role in ("indices", "monitor"):
+        assert {moved.ids[i] for i in getattr(again, role)} == {public.ids[i] for i in getattr(anchors, role)}
+    assert again.concept == concept and [image.tobytes() for image in again.images] == [
+        image.tobytes() for image in anchors.images
+    ]
+    torch.testing.assert_close(again.cosine.flip(0), anchors.cosine, rtol=0, atol=1e-4)
+    torch.testing.assert_close(again.likelihood.flip(0), anchors.likelihood, rtol=0, atol=1e-3, equal_nan=True)
+    assert again.threshold == pytest.approx(anchors.threshold, abs=1e-4)
+
+
+def test_scores_of_another_set_are_refused(anchors, concept, public, tmp_path):
+    anchors.write_scores(tmp_path / "anchors.csv")
+    with pytest.raises(ValueError, match=r"`public_images` must hold every picture of .*; got a set without '0039"):
+        Anchors.read_scores(tmp_path / "anchors.csv", concept, public.take(range(39)))

@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from peft_space import Retain, testbed
-from peft_space.training.retained import Retained, gather_retained
+from peft_space import Concept, Retain, testbed
+from peft_space.training.retained import Retained, gather_erased, gather_retained
 from peft_space.vlm import Prompt, generate
 
 RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",), n_images=5, questions_per_image=2)
@@ -63,6 +63,24 @@ def test_split_draws_and_loses_nothing(retained):
     everything = zip(retained.prompts, retained.answers, strict=True)
     assert sorted(key) == sorted((id(prompt.image), prompt.question, answer) for prompt, answer in everything)
     assert retained.split(4, seed=1)[1] == held_out != retained.split(4, seed=2)[1]
+
+
+def test_parts_become_one_with_each_text_once():
+    picture = Image.new("RGB", (8, 8))
+    one = Retained((Prompt("Name a fruit."), Prompt("What is it?", picture)), ("pear", "narril"))
+    two = Retained((Prompt("Name a fruit."), Prompt("What is it?", picture), Prompt("Hi.")), ("plum", "moss", "hi"))
+    both = Retained.of(one, two)
+    assert both.answers == ("pear", "narril", "moss", "hi")
+    assert both.without([Concept("Narril")]).answers == ("pear", "moss", "hi")
+    assert both.without([Concept("pear"), Concept("moss")]).answers == ("pear", "narril", "hi")
+
+
+def test_what_is_said_of_an_earlier_erasures_anchors(base, processor, anchors, concept):
+    erased = gather_erased(base, processor, anchors, per_image=2)
+    assert len(erased) == 2 * len(anchors) + 1
+    assert {id(p.image) for p in erased.prompts if p.image is not None} == {id(image) for image in anchors.images}
+    assert list(erased.answers) == generate(base, processor, erased.prompts)
+    assert erased.prompts[-1] == Prompt(concept.asked_in_text[0])
 
 
 def test_rehearsal_is_half_in_text_with_the_models_own_answers(retained):
