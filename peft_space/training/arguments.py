@@ -29,6 +29,9 @@ class SpaceTrainingArguments(TrainingArguments):
         default=0.1,
         metadata={"help": "Nats by which the answers that should stay may become less likely, in the mean."},
     )
+    dose_readings: int = field(
+        default=2, metadata={"help": "Readings in a row that must find every gauge where it should be."}
+    )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
     max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
@@ -50,5 +53,7 @@ class SpaceTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")
         if self.dose_every < 0:
             raise ValueError(f"`dose_every` must be at least 0; got {self.dose_every}.")
+        if self.dose_readings < 1:
+            raise ValueError(f"`dose_readings` must be at least 1; got {self.dose_readings}.")
         if not self.leak_budget > 0:
             raise ValueError(f"`leak_budget` must be greater than 0; got {self.leak_budget}.")

@@ -239,7 +239,8 @@ class _Dose(TrainerCallback):
             self.on_reading(reading)
         if not args.dose_every:
             return
-        if reading.reached:
+        latest = self.trainer.readings[-args.dose_readings :]
+        if len(latest) == args.dose_readings and all(reading.reached for reading in latest):
             self.trainer.stopped = "dose reached"
             control.should_training_stop = True
         elif leak > args.leak_budget:

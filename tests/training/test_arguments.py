@@ -19,6 +19,7 @@ def test_they_are_training_arguments_that_write_nothing():
         ("dose_share", -0.5, "at least 0"),
         ("dose_slack", -0.1, "at least 0"),
         ("dose_every", -1, "at least 0"),
+        ("dose_readings", 0, "at least 1"),
         ("leak_budget", 0.0, "greater than 0"),
         ("leak_budget", float("nan"), "greater than 0"),
     ],

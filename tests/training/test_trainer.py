@@ -9,6 +9,8 @@ from peft_space import SpaceConfig, SpaceTrainer, SpaceTrainingArguments
 from peft_space._peft import lora_layers
 from peft_space.anchors import Lesson
 from peft_space.training import Collator, Gauge, Lessons, anchor_entropy, concept_directions
+from peft_space.training import trainer as trainer_module
+from peft_space.training.dose import Reading
 from peft_space.vlm import Prompt, encode
 from tests.adapters import RandomSubspace, attach_subspace, leak
 
@@ -144,8 +146,18 @@ def test_the_subspace_holds_through_training(make, peft_model):
 def test_it_stops_where_the_dose_is_reached(make, anchors):
     trainer = make(gauges=[gauge(100, anchors)], dose_every=2, max_steps=8)
     trainer.train()
-    assert trainer.stopped == "dose reached" and trainer.state.global_step == 2
-    assert [reading.step for reading in trainer.readings] == [2] and trainer.readings[-1].reached
+    assert trainer.stopped == "dose reached" and trainer.state.global_step == 4
+    assert [reading.step for reading in trainer.readings] == [2, 4] and trainer.readings[-1].reached
+
+
+def test_it_stops_only_where_so_many_readings_in_a_row_find_the_dose(make, anchors, monkeypatch):
+    found = iter([True, False, True, True, True])
+    monkeypatch.setattr(
+        trainer_module, "read_dose", lambda *args: Reading(args[-1], (0.0,), next(found), leak=args[-2])
+    )
+    trainer = make(gauges=[gauge(100, anchors)], dose_every=1, dose_readings=2, max_steps=8)
+    trainer.train()
+    assert trainer.stopped == "dose reached" and trainer.state.global_step == 4
 
 
 def test_it_stops_where_the_leak_budget_is_spent(make, anchors):
