@@ -4,6 +4,7 @@ from .adapter import base_fingerprint, load_erasure, merge_and_save, save_erasur
 from .anchors import Anchors, select_anchors
 from .concepts import Concept, PublicImages, Retain, load_public_images
 from .erasure import ErasureResult, erase
+from .loading import load_base
 from .subspace import LeakReport, RetainedSubspace, fit_retained_subspace, leak, leak_between
 from .training import SpaceTrainer, SpaceTrainingArguments
 from .tuner import SpaceConfig, SpaceModel, attach_subspace, bake, has_subspace, scale_adapter, targeted_modules
@@ -28,6 +29,7 @@ __all__ = [
     "has_subspace",
     "leak",
     "leak_between",
+    "load_base",
     "load_erasure",
     "load_public_images",
     "merge_and_save",
