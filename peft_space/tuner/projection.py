@@ -136,6 +136,8 @@ def bake(model: nn.Module, adapter_name: str = "default") -> None:
     The adapter can be pickled after it; training it on is no longer held. Nothing happens where nothing is held.
     """
     for factor in list(_held(model, adapter_name)):
+        # A deep copy shares the class of its original, and torch takes the projected `weight` off the class.
+        factor.__class__ = type(type(factor).__name__, type(factor).__bases__, dict(vars(type(factor))))
         parametrize.remove_parametrizations(factor, "weight", leave_parametrized=True)
 
 
