@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.nn.utils import parametrize
 
 from peft_space._peft import SPACE, adapter_configs, lora_layers, merged_adapters
@@ -73,10 +74,15 @@ def project(factor: nn.Module, A: Tensor) -> Tensor:
 
     Args:
         factor: one of `projected_factors`.
-        A: `(r, in_features)`.
+        A: `(r, in_features)`; a `DTensor`, as FSDP2 gives it, stays one.
     """
     projection = _projection(factor)
-    return A if projection is None else projection(A)
+    if projection is None:
+        return A
+    if hasattr(A, "device_mesh"):
+        with implicit_replication():
+            return projection(A)
+    return projection(A)
 
 
 def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "default") -> None:
