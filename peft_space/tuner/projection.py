@@ -96,8 +96,8 @@ def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "d
         adapter_name: which adapter to hold.
 
     Raises:
-        ValueError: the adapter is missing, not a SPACE adapter, merged, already held, or on a layer that is not
-            linear; or a basis is not orthonormal or not of the layer's width.
+        ValueError: the adapter is missing, not a SPACE adapter, merged, already held, without weights, or on a layer
+            that is not linear; or a basis is not orthonormal or not of the layer's width.
         KeyError: the subspace does not cover a targeted module.
     """
     base = base_of(model)
@@ -117,6 +117,11 @@ def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "d
         factor = layer.lora_A[adapter_name]
         basis = subspace.basis(name)
         weight: Any = factor.weight
+        if weight.is_meta:
+            raise ValueError(
+                f"`adapter_name` must name an adapter that has its weights; got {adapter_name!r}, which is on the "
+                "meta device. Do create it without `low_cpu_mem_usage`, or load its weights first."
+            )
         key = (id(basis), weight.device)
         if key not in shared:
             _check_basis(name, basis)
