@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 _RAW, _FOLDED = ".parametrizations.weight.original", ".weight"
 
+_COMBINATIONS = ("linear", "cat", "svd")
+
 
 class SpaceModel(LoraModel):
     """Puts SPACE adapters into a model; all of LoRA's methods work on it.
@@ -55,6 +57,23 @@ class SpaceModel(LoraModel):
     def inject_adapter(self, model, adapter_name, *args, **kwargs):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         logger.info("adapter %r goes into\n%s", adapter_name, describe_targets(targeted_modules(model, adapter_name)))
+
+    def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type="svd", *args, **kwargs):
+        """As in LoRA, with the combinations that keep to the null space.
+
+        What all the adapters keep, these keep. "cat" is the adapters' exact sum, "svd" that sum at a rank of its own.
+        "linear" averages `A` and `B` apart, so it is no sum.
+
+        Raises:
+            ValueError: the combination prunes entries.
+        """
+        if combination_type not in _COMBINATIONS:
+            raise ValueError(
+                f"`combination_type` must be one of {', '.join(_COMBINATIONS)} for SPACE; got {combination_type!r}: "
+                "pruning single entries puts back into `A` what the projection took out, and retained outputs change. "
+                "Do combine them by 'cat', which is their exact sum."
+            )
+        super().add_weighted_adapter(adapters, weights, adapter_name, combination_type, *args, **kwargs)
 
     def _check_merge_allowed(self):
         super()._check_merge_allowed()
