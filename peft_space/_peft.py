@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from peft import mapping
+from peft import PeftMixedModel, mapping
 from peft.tuners import mixed
 from peft.tuners.lora import LoraLayer
 from peft.tuners.mixed import model as mixed_model
@@ -68,6 +68,14 @@ def register(config_cls: type, model_cls: type) -> None:
         compatible: Any = (*mixed.COMPATIBLE_TUNER_TYPES, SPACE)
         mixed.COMPATIBLE_TUNER_TYPES = mixed_model.COMPATIBLE_TUNER_TYPES = compatible
     hotswap.CONFIG_KEYS_TO_CHECK[SPACE] = hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA]
+
+
+def model_inside(model: nn.Module) -> nn.Module:
+    """The model that a `PeftModel` or a `PeftMixedModel` wraps; any other model is returned as it is."""
+    if isinstance(model, PeftMixedModel):
+        return model.base_model.model
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
 
 
 def adapter_configs(model: nn.Module) -> dict[str, Any]:
