@@ -90,7 +90,15 @@ def present_adapters(model: nn.Module) -> set[str]:
     return {name for layer in layers for name in layer._all_available_adapter_names()}
 
 
-def lora_layers(base: nn.Module, adapter_name: str) -> Iterator[tuple[str, LoraLayer]]:
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the adapters that take part in the forward pass at this moment, of whatever method."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    names = (name for layer in layers if not layer.disable_adapters for name in layer.active_adapters)
+    present = present_adapters(model)
+    return [name for name in dict.fromkeys(names) if name in present]
+
+
+def lora_layers(base: nn.Module, adapter_name: str = "default") -> Iterator[tuple[str, LoraLayer]]:
     """Dotted path and layer of every LoRA layer that holds an adapter.
 
     Args:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 
+from peft import PeftModel
 from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
-from peft_space._peft import adapter_configs, is_low_bit, lora_layers, merged_adapters, present_adapters
+from peft_space._peft import (
+    active_adapters,
+    adapter_configs,
+    is_low_bit,
+    lora_layers,
+    merged_adapters,
+    present_adapters,
+)
 from peft_space.tuner.config import SpaceConfig
 from peft_space.tuner.fingerprint import base_fingerprint
 from peft_space.tuner.projection import project, projected_factors
@@ -37,7 +45,17 @@ class SpaceModel(LoraModel):
                 f"`adapter_name` must be new; got {adapter_name!r}, which is in the model already. Do pass another "
                 "name, or `unload` the old adapter."
             )
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                f"`model` must be a transformers model; got a {type(model).__name__}, around which the adapter could "
+                "not be saved. Do pass `model.get_base_model()`: the adapters in it stay, and stay active."
+            )
+        carried = active_adapters(model)
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        if carried:
+            # PEFT would switch them off, and the concept would be erased from another model than the one given.
+            self.set_adapter([*carried, adapter_name], inference_mode=self.peft_config[adapter_name].inference_mode)
+            self.set_requires_grad(carried, False)
 
     def _prepare_adapter_config(self, peft_config, model_config):
         if isinstance(peft_config, SpaceConfig):
