@@ -12,9 +12,11 @@ from peft_space._peft import (
     active_adapters,
     adapter_configs,
     is_low_bit,
+    loads_elsewhere,
     lora_layers,
     merged_adapters,
     present_adapters,
+    targets_by_name,
 )
 from peft_space.tuner.config import SpaceConfig
 from peft_space.tuner.fingerprint import base_fingerprint
@@ -60,10 +62,28 @@ class SpaceModel(LoraModel):
     def _prepare_adapter_config(self, peft_config, model_config):
         if isinstance(peft_config, SpaceConfig):
             peft_config.base_fingerprint = self._fingerprint(peft_config)
-            if peft_config.target_modules is None:
-                layers = peft_config.layers_to_transform
-                peft_config.target_modules = set(default_targets(self.model, peft_config.parts, layers))
+            peft_config.target_modules = self._lasting_targets(peft_config)
         return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _lasting_targets(self, peft_config):
+        """The `target_modules`, such that the adapter goes into the same modules when it is loaded as plain LoRA."""
+        targets = peft_config.target_modules
+        if targets is None:
+            names = default_targets(self.model, peft_config.parts, peft_config.layers_to_transform)
+        else:
+            names = sorted(targets_by_name(peft_config, self.model))
+        elsewhere = [name for name in names if loads_elsewhere(self.model, {name})]
+        if elsewhere and targets is not None:
+            raise ValueError(
+                f"`target_modules` must name modules that PEFT finds again; got {elsewhere[0]!r} and "
+                f"{len(elsewhere) - 1} more that it takes for the fused experts of {type(self.model).__name__} when "
+                "the adapter is loaded as plain LoRA. Do leave them out."
+            )
+        if elsewhere:
+            logger.warning("left out, as PEFT would load them into fused experts:\n%s", describe_targets(elsewhere))
+        if targets is None or (isinstance(targets, str) and loads_elsewhere(self.model, targets)):
+            return set(names) - set(elsewhere)
+        return targets
 
     def _fingerprint(self, peft_config):
         if merged_adapters(self.model):
