@@ -291,7 +291,9 @@ def log_likelihoods(
                     for prompt, i in zip(asked, indices, strict=True)
                 ]
                 longer = append({k: batch[k].cpu() for k in ("input_ids", "attention_mask")}, told, pad)
-                ids, labels = (longer[k][:, -max(map(len, told)) :].to(read.logits.device) for k in ("input_ids", "labels"))
+                ids, labels = (
+                    longer[k][:, -max(map(len, told)) :].to(read.logits.device) for k in ("input_ids", "labels")
+                )
                 logits = read.logits[:, -1:]
                 if ids.shape[1] > 1:
                     # the cache grows as it is read
