@@ -7,16 +7,19 @@ assignment, which makes importing and reloading the package harmless.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
-from peft import mapping
+from peft import LoraConfig, PeftMixedModel, mapping
 from peft.tuners import mixed
 from peft.tuners.lora import LoraLayer
 from peft.tuners.mixed import model as mixed_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import PeftType, hotswap
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
 PREFIX = "lora_"
@@ -70,6 +73,14 @@ def register(config_cls: type, model_cls: type) -> None:
     hotswap.CONFIG_KEYS_TO_CHECK[SPACE] = hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA]
 
 
+def model_inside(model: nn.Module) -> nn.Module:
+    """The model that a `PeftModel` or a `PeftMixedModel` wraps; any other model is returned as it is."""
+    if isinstance(model, PeftMixedModel):
+        return model.base_model.model
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
+
+
 def adapter_configs(model: nn.Module) -> dict[str, Any]:
     """The configs of the adapters in a `PeftModel`, or in a transformers model that holds some; `{}` without one."""
     configs = getattr(model, "peft_config", {})
@@ -82,7 +93,40 @@ def present_adapters(model: nn.Module) -> set[str]:
     return {name for layer in layers for name in layer._all_available_adapter_names()}
 
 
-def lora_layers(base: nn.Module, adapter_name: str) -> Iterator[tuple[str, LoraLayer]]:
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the adapters that take part in the forward pass at this moment, of whatever method."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    names = (name for layer in layers if not layer.disable_adapters for name in layer.active_adapters)
+    present = present_adapters(model)
+    return [name for name in dict.fromkeys(names) if name in present]
+
+
+def targets_by_name(config: LoraConfig, model: nn.Module) -> set[str]:
+    """The `target_modules` of a config as names, where it is a regular expression or "all-linear"."""
+    if not isinstance(config.target_modules, str):
+        return set(config.target_modules or ())
+    if config.target_modules.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return set(_maybe_include_all_linear_layers(copy.copy(config), model).target_modules)
+    return {name for name, _ in model.named_modules() if check_target_module_exists(config, name)}
+
+
+def loads_elsewhere(model: nn.Module, targets: str | set[str]) -> bool:
+    """Whether PEFT changes the `target_modules` of a plain LoRA adapter when it loads the adapter into a model.
+
+    transformers 5 fuses the experts of a mixture into two parameters. On such a model PEFT redirects every target that
+    ends like an expert's projection to these parameters, one that names a dense layer or a shared expert too, and
+    shortens a regular expression to the last components of what it matches:
+    https://github.com/huggingface/peft/issues/3711.
+    """
+    config = LoraConfig(target_modules=targets)
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:  # half of a fused parameter can't be targeted, so it would have been redirected
+        return True
+    return config.target_modules != targets or bool(config.target_parameters)
+
+
+def lora_layers(base: nn.Module, adapter_name: str = "default") -> Iterator[tuple[str, LoraLayer]]:
     """Dotted path and layer of every LoRA layer that holds an adapter.
 
     Args:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ._peft import model_inside
 from .progress import advance
 
 PADDING, IMAGE, TEXT, TEXT_ONLY = range(4)
@@ -21,9 +22,8 @@ PADDING, IMAGE, TEXT, TEXT_ONLY = range(4)
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a `PeftModel`; any other model is returned as it is."""
-    unwrap = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()
+    """The transformers model inside a `PeftModel` or `PeftMixedModel`; any other model is returned as it is."""
+    return model_inside(model)
 
 
 def text_decoder(model: nn.Module) -> nn.Module:

@@ -59,6 +59,7 @@ def leak(model: nn.Module, subspace: RandomSubspace, adapter_name: str = "defaul
     worst = 0.0
     for name in targeted_modules(model, adapter_name):
         delta = layers[name].get_delta_weight(adapter_name).detach().float()
+        delta = delta.T if layers[name].fan_in_fan_out else delta
         worst = max(worst, float((delta @ subspace.basis(name)).abs().max() / delta.abs().max()))
     return worst
 

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -20,7 +24,7 @@ from transformers.utils import logging
 
 WIDTH, VOCABULARY, IMAGE_TOKEN, IMAGE_TOKENS, PIXELS = 32, 64, 63, 4, 16
 
-_TEXT = {
+TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "intermediate_size": 48,
@@ -36,7 +40,21 @@ _TEXT = {
 def tiny_llama(seed: int = 0) -> PreTrainedModel:
     """A language model without any vision."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**_TEXT)).eval()
+    return LlamaForCausalLM(LlamaConfig(**TEXT)).eval()
+
+
+def tiny_gpt2(seed: int = 0) -> PreTrainedModel:
+    """Its projections are `Conv1D`, whose weight is the transpose of a linear layer's."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_inner": 48, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **no_dropout, bos_token_id=0, eos_token_id=1)).eval()
+
+
+def tiny_mixtral(seed: int = 0) -> PreTrainedModel:
+    """A mixture of four experts, fused into two parameters, as transformers 5 builds them."""
+    torch.manual_seed(seed)
+    return MixtralForCausalLM(MixtralConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2)).eval()
 
 
 def tiny_llava(seed: int = 0) -> PreTrainedModel:
@@ -53,7 +71,7 @@ def tiny_llava(seed: int = 0) -> PreTrainedModel:
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**_TEXT),
+        text_config=LlamaConfig(**TEXT),
         image_token_index=IMAGE_TOKEN,
         vision_feature_layer=-1,
     )
@@ -78,7 +96,7 @@ def tiny_qwen(seed: int = 0) -> PreTrainedModel:
     # The architecture's default special tokens lie outside this vocabulary, and it says so at length.
     logging.set_verbosity_error()
     config = Qwen2_5_VLConfig(
-        text_config=_TEXT | {"rope_parameters": rope},
+        text_config=TEXT | {"rope_parameters": rope},
         vision_config=vision,
         image_token_id=IMAGE_TOKEN,
         video_token_id=62,
@@ -102,6 +120,16 @@ def image_batch(n: int = 2, seed: int = 0) -> dict[str, Tensor]:
     batch["input_ids"] = torch.cat([torch.full((n, IMAGE_TOKENS), IMAGE_TOKEN), batch["input_ids"]], dim=1)
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     batch["pixel_values"] = torch.randn(n, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(seed))
+    return batch
+
+
+def qwen_batch(n: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """`n` prompts for `tiny_qwen`, each an image of 4 by 4 patches and a few words."""
+    batch = image_batch(n, seed)
+    patch = 3 * 2 * 4 * 4  # colours, frames, height, width
+    batch["pixel_values"] = torch.randn(n * 16, patch, generator=torch.Generator().manual_seed(seed))
+    batch["image_grid_thw"] = torch.tensor([[1, 4, 4]] * n)
+    batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE_TOKEN).int()
     return batch
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import logging
 
+from peft import PeftModel
 from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
-from peft_space._peft import adapter_configs, is_low_bit, lora_layers, merged_adapters, present_adapters
+from peft_space._peft import (
+    active_adapters,
+    adapter_configs,
+    is_low_bit,
+    loads_elsewhere,
+    lora_layers,
+    merged_adapters,
+    present_adapters,
+    targets_by_name,
+)
 from peft_space.tuner.config import SpaceConfig
 from peft_space.tuner.fingerprint import base_fingerprint
 from peft_space.tuner.projection import project, projected_factors
@@ -17,6 +27,8 @@ from peft_space.vlm import base_of
 logger = logging.getLogger(__name__)
 
 _RAW, _FOLDED = ".parametrizations.weight.original", ".weight"
+
+_COMBINATIONS = ("linear", "cat", "svd")
 
 
 class SpaceModel(LoraModel):
@@ -35,15 +47,43 @@ class SpaceModel(LoraModel):
                 f"`adapter_name` must be new; got {adapter_name!r}, which is in the model already. Do pass another "
                 "name, or `unload` the old adapter."
             )
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                f"`model` must be a transformers model; got a {type(model).__name__}, around which the adapter could "
+                "not be saved. Do pass `model.get_base_model()`: the adapters in it stay, and stay active."
+            )
+        carried = active_adapters(model)
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        if carried:
+            # PEFT would switch them off, and the concept would be erased from another model than the one given.
+            self.set_adapter([*carried, adapter_name], inference_mode=self.peft_config[adapter_name].inference_mode)
+            self.set_requires_grad(carried, False)
 
     def _prepare_adapter_config(self, peft_config, model_config):
         if isinstance(peft_config, SpaceConfig):
             peft_config.base_fingerprint = self._fingerprint(peft_config)
-            if peft_config.target_modules is None:
-                layers = peft_config.layers_to_transform
-                peft_config.target_modules = set(default_targets(self.model, peft_config.parts, layers))
+            peft_config.target_modules = self._lasting_targets(peft_config)
         return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _lasting_targets(self, peft_config):
+        """The `target_modules`, such that the adapter goes into the same modules when it is loaded as plain LoRA."""
+        targets = peft_config.target_modules
+        if targets is None:
+            names = default_targets(self.model, peft_config.parts, peft_config.layers_to_transform)
+        else:
+            names = sorted(targets_by_name(peft_config, self.model))
+        elsewhere = [name for name in names if loads_elsewhere(self.model, {name})]
+        if elsewhere and targets is not None:
+            raise ValueError(
+                f"`target_modules` must name modules that PEFT finds again; got {elsewhere[0]!r} and "
+                f"{len(elsewhere) - 1} more that it takes for the fused experts of {type(self.model).__name__} when "
+                "the adapter is loaded as plain LoRA. Do leave them out."
+            )
+        if elsewhere:
+            logger.warning("left out, as PEFT would load them into fused experts:\n%s", describe_targets(elsewhere))
+        if targets is None or (isinstance(targets, str) and loads_elsewhere(self.model, targets)):
+            return set(names) - set(elsewhere)
+        return targets
 
     def _fingerprint(self, peft_config):
         if merged_adapters(self.model):
@@ -55,6 +95,23 @@ class SpaceModel(LoraModel):
     def inject_adapter(self, model, adapter_name, *args, **kwargs):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         logger.info("adapter %r goes into\n%s", adapter_name, describe_targets(targeted_modules(model, adapter_name)))
+
+    def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type="svd", *args, **kwargs):
+        """As in LoRA, with the combinations that keep to the null space.
+
+        What all the adapters keep, these keep. "cat" is the adapters' exact sum, "svd" that sum at a rank of its own.
+        "linear" averages `A` and `B` apart, so it is no sum.
+
+        Raises:
+            ValueError: the combination prunes entries.
+        """
+        if combination_type not in _COMBINATIONS:
+            raise ValueError(
+                f"`combination_type` must be one of {', '.join(_COMBINATIONS)} for SPACE; got {combination_type!r}: "
+                "pruning single entries puts back into `A` what the projection took out, and retained outputs change. "
+                "Do combine them by 'cat', which is their exact sum."
+            )
+        super().add_weighted_adapter(adapters, weights, adapter_name, combination_type, *args, **kwargs)
 
     def _check_merge_allowed(self):
         super()._check_merge_allowed()

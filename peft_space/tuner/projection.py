@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.nn.utils import parametrize
 
 from peft_space._peft import SPACE, adapter_configs, lora_layers, merged_adapters
@@ -73,10 +74,15 @@ def project(factor: nn.Module, A: Tensor) -> Tensor:
 
     Args:
         factor: one of `projected_factors`.
-        A: `(r, in_features)`.
+        A: `(r, in_features)`; a `DTensor`, as FSDP2 gives it, stays one.
     """
     projection = _projection(factor)
-    return A if projection is None else projection(A)
+    if projection is None:
+        return A
+    if hasattr(A, "device_mesh"):
+        with implicit_replication():
+            return projection(A)
+    return projection(A)
 
 
 def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "default") -> None:
@@ -90,8 +96,8 @@ def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "d
         adapter_name: which adapter to hold.
 
     Raises:
-        ValueError: the adapter is missing, not a SPACE adapter, merged, already held, or on a layer that is not
-            linear; or a basis is not orthonormal or not of the layer's width.
+        ValueError: the adapter is missing, not a SPACE adapter, merged, already held, without weights, or on a layer
+            that is not linear; or a basis is not orthonormal or not of the layer's width.
         KeyError: the subspace does not cover a targeted module.
     """
     base = base_of(model)
@@ -111,6 +117,11 @@ def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "d
         factor = layer.lora_A[adapter_name]
         basis = subspace.basis(name)
         weight: Any = factor.weight
+        if weight.is_meta:
+            raise ValueError(
+                f"`adapter_name` must name an adapter that has its weights; got {adapter_name!r}, which is on the "
+                "meta device. Do create it without `low_cpu_mem_usage`, or load its weights first."
+            )
         key = (id(basis), weight.device)
         if key not in shared:
             _check_basis(name, basis)
@@ -136,6 +147,8 @@ def bake(model: nn.Module, adapter_name: str = "default") -> None:
     The adapter can be pickled after it; training it on is no longer held. Nothing happens where nothing is held.
     """
     for factor in list(_held(model, adapter_name)):
+        # A deep copy shares the class of its original, and torch takes the projected `weight` off the class.
+        factor.__class__ = type(type(factor).__name__, type(factor).__bases__, dict(vars(type(factor))))
         parametrize.remove_parametrizations(factor, "weight", leave_parametrized=True)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModel, LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import LoraConfig, PeftType, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from peft_space import SpaceConfig, attach_subspace, has_subspace, load_erasure, save_erasure_adapter
 from tests.adapters import RandomSubspace, leak, shake, space, train
-from tests.tiny import image_batch, logits, text_batch, tiny_llama, tiny_llava, tiny_qwen
+from tests.tiny import image_batch, logits, tiny_llama, tiny_llava
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "space_config.json"}
 
@@ -63,37 +63,6 @@ def test_save_pretrained_writes_the_same(erased, tmp_path):
     theirs = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     for key, tensor in load_file(folder / "adapter_model.safetensors").items():
         assert tensor.equal(theirs[key])
-
-
-def test_every_way_of_loading_gives_the_same_logits(erased, base, tmp_path):
-    batch = image_batch()
-    expected = logits(erased, batch)
-    folder = save_erasure_adapter(erased, tmp_path / "out")
-    assert type(PeftConfig.from_pretrained(folder)) is LoraConfig
-    loaded = {
-        "PeftModel": PeftModel.from_pretrained(tiny_llava(), folder),
-        "AutoPeftModel": AutoPeftModel.from_pretrained(folder),
-        "load_erasure": load_erasure(tiny_llava(), folder),
-        "transformers": tiny_llava(),
-    }
-    loaded["transformers"].load_adapter(str(folder))
-    for way, model in loaded.items():
-        assert logits(model, batch).allclose(expected, atol=1e-6), way
-    assert loaded["PeftModel"].peft_type == PeftType.LORA
-    merged = loaded["PeftModel"].merge_and_unload()
-    assert logits(merged, batch).allclose(expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("build", [tiny_llama, tiny_qwen])
-def test_other_architectures_come_back(build, tmp_path):
-    peft_model = shake(space(build()))
-    folder = save_erasure_adapter(peft_model, tmp_path / "out")
-    batch = text_batch()
-    for again in (PeftModel.from_pretrained(build(), folder), load_erasure(build(), folder)):
-        assert logits(again, batch).allclose(logits(peft_model, batch), atol=1e-6)
-    again = build()
-    again.load_adapter(str(folder))
-    assert logits(again, batch).allclose(logits(peft_model, batch), atol=1e-6)
 
 
 def test_it_works_where_peft_space_can_not_be_imported(erased, base, tmp_path):
