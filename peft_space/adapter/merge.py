@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor
 
 from peft_space._peft import base_modules, is_low_bit, present_adapters
+from peft_space.adapter.fetch import fetch_adapter
 from peft_space.adapter.storage import load_erasure, whole_folder
 from peft_space.tuner import SpaceConfig
 
@@ -24,6 +26,7 @@ def merge_and_save(
     dtype: str = "auto",
     check_base: bool = True,
     overwrite: bool = False,
+    **hub_kwargs: Any,
 ) -> Path:
     """Merge an erasure adapter into its base and save the result, with the processor of the base if it has one.
 
@@ -35,6 +38,7 @@ def merge_and_save(
         dtype: `"auto"` (as the base is stored), `"float32"`, `"bfloat16"` or `"float16"`; for a base that is loaded.
         check_base: refuse a base the adapter was not made for.
         overwrite: replace files in a folder that has some already.
+        **hub_kwargs: for an adapter on the Hub, as for `load_erasure`.
 
     Returns:
         The folder.
@@ -45,7 +49,8 @@ def merge_and_save(
     """
     if dtype not in _DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
-    config = SpaceConfig.from_pretrained(adapter_dir)
+    adapter = fetch_adapter(adapter_dir, **hub_kwargs)
+    config = SpaceConfig.from_pretrained(adapter)
     source = base if base is not None else config.base_model_name_or_path
     if source is None:
         raise ValueError("`base` must be given: the adapter does not name the model it was made for.")
@@ -54,7 +59,7 @@ def merge_and_save(
     if present := present_adapters(model):
         raise ValueError(f"`base` must hold no adapter; got {sorted(present)}. Do `unload` them first.")
     with whole_folder(output, overwrite) as folder:
-        merged = load_erasure(model, adapter_dir, check_base=check_base).merge_and_unload(safe_merge=True)
+        merged = load_erasure(model, adapter, check_base=check_base).merge_and_unload(safe_merge=True)
         merged.save_pretrained(folder)
         if not isinstance(source, nn.Module):
             _copy_processor(source, folder)
