@@ -20,7 +20,7 @@ from .anchors import Anchors, anchor_lessons, elicit, naming_questions, other_na
 from .concepts import Concept, Retain, load_public_images
 from .console import shows_progress
 from .progress import Listener, Stages
-from .report import check_output
+from .report import anchor_images, check_output
 from .subspace import RetainedSubspace, fit_retained_subspace, leak
 from .training import (
     Lessons,
@@ -197,11 +197,13 @@ def erase(
             for question, before, after in zip(concept.asked_in_text, knowledge.answers, told, strict=True)
         ]
     report["seconds"] = stages.seconds
+    # where `push_to_hub` finds it
+    config.record = config.record | report
     result = ErasureResult(peft_model, anchors, subspace, report)
     if output_dir is not None:
         result.path = Path(output_dir)
         with whole_folder(output_dir) as draft:
-            save_erasure_adapter(peft_model, draft, side=report)
+            save_erasure_adapter(peft_model, draft)
             anchors.contact_sheet().save(draft / "anchors.png")
             anchors.write_scores(draft / "anchors.csv")
     return result
@@ -211,9 +213,11 @@ def _report(concept, text_knowledge, seed, anchors, subspace, trainer, gauges) -
     last = next((r for r in reversed(trainer.readings) if all(map(math.isfinite, r.levels))), None)
     return {
         "concept": concept.name,
+        "aliases": list(concept.aliases),
         "text_knowledge": text_knowledge,
         "seed": seed,
         "anchors": anchors.diagnostics(),
+        "anchor_images": anchor_images(anchors),
         "steps": trainer.state.global_step,
         "stopped": trainer.stopped,
         "reached": bool(last and last.reached and tied_to_name(gauges)),
