@@ -81,12 +81,13 @@ def publish_with(push: Callable[..., Any], ours: Callable[[PeftModel], bool]) ->
         push: is given the model and what `push_to_hub` was.
         ours: whether a model's active adapter is one of ours.
     """
-    plain = getattr(PeftModel.push_to_hub, "__wrapped__", PeftModel.push_to_hub)
+    plain = getattr(PeftModel.push_to_hub, "before_peft_space", PeftModel.push_to_hub)
 
     @functools.wraps(plain)
     def push_to_hub(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
         return push(self, *args, **kwargs) if ours(self) else plain(self, *args, **kwargs)
 
+    push_to_hub.before_peft_space = plain  # type: ignore[attr-defined]
     PeftModel.push_to_hub = push_to_hub
 
 

@@ -142,8 +142,8 @@ def check_weights(file: Path, config: SpaceConfig, model: nn.Module) -> None:
         told = " and ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in odd.items() if keys)
         raise ValueError(
             f"`{WEIGHTS_FILE}` must hold the factors of the {len(targets)} modules that `{CONFIG_FILE}` targets "
-            f"in this model, and nothing else; got keys that are {told}, in {file.parent}. Do fetch or save the adapter "
-            "again, or load the base that it was made for."
+            f"in this model, and nothing else; got keys that are {told}, in {file.parent}. Do fetch or save the "
+            "adapter again, or load the base that it was made for."
         )
     for name in targets:
         if name in embeddings:
