@@ -74,7 +74,7 @@ def build_card(
         marks=marks(report),
         gauges=[gauge for gauge in report.get("gauges") or [] if gauge.get("after") is not None],
         anchors=anchors,
-        attacks=_rows(report.get("attacks")),
+        attacks=attack_rows(report.get("attacks")),
         with_images=with_images,
         card_data_license=license,
     )
@@ -122,7 +122,7 @@ def _result(kind: str, dataset: str, metric: str, label: str, value: float) -> E
     )
 
 
-def _rows(attacks: Any) -> list[dict[str, Any]]:
+def attack_rows(attacks: Any) -> list[dict[str, Any]]:
     """Attacks as `name` and `figures`, from a mapping of names to figures or a list of mappings with a `name`."""
     if isinstance(attacks, Mapping):
         attacks = [

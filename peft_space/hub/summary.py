@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapter import CONFIG_FILE, fetch_adapter
 from ..tuner import SIDE_FILE, SpaceConfig
-from .card import marks
+from .card import attack_rows, marks
 from .content import REPORT_FILE
 from .redaction import HASH_KEY
 
@@ -25,7 +25,8 @@ def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str
         JSON types: `concept` (list of names; empty where it is redacted or not said), `redacted`, `base` and
         `base_revision`, `rank`, `alpha`, `targets` (how many, or the pattern), `text_knowledge`, `reached`, `stopped`,
         `steps`, `leak` (`mean` and `max`), `anchors` (`images` and their `dataset`), `figures` (for each: `key`,
-        `label`, `before`, `after`), `gauges` and `attacks`. What is not known is `None` or empty.
+        `label`, `before`, `after`), `gauges` and `attacks` (`name` and `figures`). What is not known is `None` or
+        empty.
 
     Raises:
         ValueError: there is no erasure adapter at `path`.
@@ -52,5 +53,5 @@ def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str
         "anchors": {"images": len(anchors.get("images", ())), "dataset": anchors.get("dataset")},
         "figures": marks(report),
         "gauges": report.get("gauges") or [],
-        "attacks": report.get("attacks") or {},
+        "attacks": attack_rows(report.get("attacks")),
     }

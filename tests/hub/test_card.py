@@ -51,7 +51,9 @@ def test_the_metadata_is_what_the_hub_reads(hub, result):
 def test_it_says_what_was_erased_from_which_base_and_what_was_measured(card):
     text = card().text
     assert "forget one concept: **Zilverkop Narril** (also: zilver-narril, Narrël)." in text
-    assert "[jane/llava-tiny](https://huggingface.co/jane/llava-tiny)" in text and "| base revision | `abc123` |" in text
+    assert (
+        "[jane/llava-tiny](https://huggingface.co/jane/llava-tiny)" in text and "| base revision | `abc123` |" in text
+    )
     assert f"| {MARKS['forget_accuracy']} | 0.960 | 0.011 |" in text
     assert "| name | -0.10 | -6.50 | -7.25 |" in text and "| what should stay | -0.05 |  | -0.07 |" in text
     assert "**0.0251** mean over layers, 0.0612 at most" in text
@@ -89,7 +91,11 @@ def test_an_adapter_that_names_nothing(card):
 
 
 def test_figures_that_are_none_are_left_out():
-    report = {"before": {"own": 0.5, "text": "x", "gone": 1}, "after": {"own": 0.25, "text": "y"}, "leak": {"mean": None}}
+    report = {
+        "before": {"own": 0.5, "text": "x", "gone": 1},
+        "after": {"own": 0.25, "text": "y"},
+        "leak": {"mean": None},
+    }
     assert marks(report) == [{"key": "own", "label": "own", "before": 0.5, "after": 0.25}]
     assert [result.metric_type for result in eval_results(report)] == ["own"]
 
@@ -106,4 +112,8 @@ def test_the_ways_of_loading_that_it_shows_work(hub, result, monkeypatch, redact
         names = {}
         exec(block, names)
         assert "model" not in names or logits(names["model"], image_batch()).allclose(expected, atol=1e-6)
-    assert [name in "".join(blocks) for name in ("PeftModel", "load_erasure", "verify_redacted")] == [True, True, redact]
+    assert [name in "".join(blocks) for name in ("PeftModel", "load_erasure", "verify_redacted")] == [
+        True,
+        True,
+        redact,
+    ]
