@@ -348,10 +348,14 @@ def inspect(
 
 def _quiet_libraries() -> None:
     """Only this package's own progress is shown."""
+    from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if not Console(stderr=True).is_terminal:
+        # on a terminal they show how far an upload or a download has come
+        disable_progress_bars()
 
 
 def _given(**options: Any) -> dict[str, Any]:

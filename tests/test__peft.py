@@ -9,6 +9,7 @@ from peft.tuners import mixed
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK, check_hotswap_configs_compatible, hotswap_adapter
 
 from peft_space import SpaceConfig, SpaceModel, _peft
+from peft_space.hub import push
 from tests.adapters import shake, space
 from tests.tiny import logits, text_batch, tiny_llama
 
@@ -82,3 +83,9 @@ def test_saved_adapters_are_swapped_hot(tmp_path):
     hotswap_adapter(loaded, str(tmp_path / "2"), adapter_name="default", torch_device="cpu")
     assert logits(loaded, batch).allclose(expected[1], atol=1e-6)
     check_hotswap_configs_compatible(SpaceConfig(), SpaceConfig())
+
+
+def test_publishing_is_wrapped_once_however_often_it_is_registered():
+    plain = PeftModel.push_to_hub.before_peft_space
+    importlib.reload(push)
+    assert PeftModel.push_to_hub.before_peft_space is plain and not hasattr(plain, "before_peft_space")

@@ -18,6 +18,8 @@ from peft_space import (
     erasure,
     has_subspace,
     load_erasure,
+    push_erasure,
+    verify_redacted,
 )
 from peft_space._peft import base_parameters
 from peft_space.anchors import other_names
@@ -276,3 +278,21 @@ def test_without_a_listener_it_shows_how_far_it_has_come(run, result, capsys):
     run()
     shown = capsys.readouterr().err
     assert all(f"{stage}: " in shown for stage in result.report["seconds"])
+
+
+def test_result_model_and_folder_are_published_alike(hub, result):
+    push_erasure(result, "jane/erased")
+    expected = hub.files("jane/erased")
+    assert expected["anchors.csv"].count(b"\n") == 1 + len(result.anchors)
+    assert json.loads(expected["report.json"])["leak"] == result.report["leak"]
+    for push in (functools.partial(push_erasure, result.path), result.model.push_to_hub):
+        del hub.repositories["jane/erased"]
+        push("jane/erased")
+        assert hub.files("jane/erased") == expected
+
+
+def test_a_real_erasure_is_published_without_its_name(hub, result):
+    push_erasure(result, "jane/an-erasure", redact=True, with_images=True)
+    for name, data in hub.files("jane/an-erasure").items():
+        assert b"narril" not in data.lower(), name
+    assert verify_redacted("jane/an-erasure", "Narril")

@@ -63,7 +63,7 @@ def push_erasure(
     Args:
         result_or_dir: what `erase` returned, the folder that it saved, or a `PeftModel` with an erasure adapter.
         repo_id: where to, "owner/name"; created if it is not there.
-        private: make a new repository private. One that is there keeps what it is.
+        private: make a new repository private. One that is there keeps what it is: a public one is refused then.
         revision: branch to commit to; created if it is not there. By default the main one.
         create_pr: open a pull request in the place of committing.
         token: by default the one that `hf auth login` or `HF_TOKEN` has left.
@@ -111,6 +111,11 @@ def push_erasure(
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         with _clear_errors(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if private and not api.repo_info(repo_id).private:
+                raise ValueError(
+                    f"`private` must be left out for a repository that is public already; got {private} for "
+                    f"{repo_id}, which everybody can read. Do make it private on the Hub, or push to another."
+                )
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             present = set(api.list_repo_files(repo_id, revision=revision))

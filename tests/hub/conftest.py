@@ -1,40 +1,19 @@
-"""An erasure to publish, on a tiny model; and a Hub to publish it on."""
+"""An erasure to publish, on a tiny model."""
 
 import json
 
 import pytest
 import torch
-from huggingface_hub import constants, hf_api
-from huggingface_hub.utils import close_session
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from peft_space import Anchors, Concept, ErasureResult, PublicImages
+from peft_space import Anchors, Concept, ErasureResult, PublicImages, save_erasure_adapter
 from peft_space.report import anchor_images
 from tests.adapters import shake, space
-from tests.hub.server import Hub
 from tests.tiny import tiny_llava
 
 CONCEPT = Concept("Zilverkop Narril", aliases=("zilver-narril", "Narrël"))
 MARKS = {"forget_accuracy": 0.96, "retain_near": 0.99, "retain_far": 1.0, "general": 0.93}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The stand-in, in the place of the Hub for this process, with the token of somebody who may write."""
-    with Hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", "hf_writer")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        close_session()
-        yield hub
-        close_session()
 
 
 @pytest.fixture
@@ -89,8 +68,6 @@ def result(base):
 @pytest.fixture
 def folder(result, tmp_path):
     """The same as `erase(output_dir=...)` saves it."""
-    from peft_space import save_erasure_adapter
-
     folder = save_erasure_adapter(result.model, tmp_path / "erased")
     result.anchors.contact_sheet().save(folder / "anchors.png")
     result.anchors.write_scores(folder / "anchors.csv")

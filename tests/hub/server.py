@@ -50,6 +50,7 @@ class Hub:
         tokens: those that may read and write, with the name of their owner; `readers` may read only.
         requests: method and path of every request, in order.
         cut: `(method, pattern)` of requests whose connection is reset after half of what they send was read.
+        mute: `(method, pattern)` of requests that are carried out, and whose connection is reset before the answer.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class Hub:
         self.large: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.cut: tuple[str, str] | None = None
+        self.mute: tuple[str, str] | None = None
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -116,14 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
         with self.hub.lock:
             self.hub.requests.append((self.command, self.path))
-            cut = self.hub.cut
         length = int(self.headers.get("Content-Length") or 0)
-        if cut and self.command == cut[0] and re.search(cut[1], self.path):
+        if self.is_one_of(self.hub.cut):
             self.rfile.read(length // 2)
-            # an abrupt end: what is under way is reset, not closed in order
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+            self.reset()
             return
         self.body = self._chunked() if self.headers.get("Transfer-Encoding") == "chunked" else self.rfile.read(length)
         for method, pattern, respond in _ROUTES:
@@ -146,7 +144,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
+    def is_one_of(self, requests: tuple[str, str] | None) -> bool:
+        return requests is not None and self.command == requests[0] and re.search(requests[1], self.path) is not None
+
+    def reset(self) -> None:
+        """An abrupt end: what is under way is lost, not brought to its end."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
     def send(self, status: int, content: Any = b"", headers: dict[str, str] | None = None) -> None:
+        if self.is_one_of(self.hub.mute):
+            self.reset()
+            return
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from huggingface_hub.utils import enable_progress_bars
 from peft import PeftModel
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import logging
@@ -26,6 +27,7 @@ def run(tmp_path, monkeypatch):
     yield lambda *words: CliRunner().invoke(app, [str(word) for word in words])
     logging.set_verbosity(level)
     logging.enable_progress_bar()
+    enable_progress_bars()
 
 
 def one_line(result, status):
@@ -60,6 +62,7 @@ def test_push(run, hub, folder):
     assert result.stdout.strip() == f"Published: {hub.endpoint}/{REPO}/commit/{commit}"
     files = hub.files(REPO)
     assert hub.repositories[REPO].private and "anchors.png" in files
+    assert result.stderr == ""
     assert b"license: mit" in files["README.md"] and b"base_model: jane/llava" in files["README.md"]
 
 

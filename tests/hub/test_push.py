@@ -118,6 +118,15 @@ def test_a_private_repository_is_private_to_those_without_its_token(hub, result,
     assert logits(loaded, image_batch()).allclose(logits(result.model, image_batch()), atol=1e-6)
 
 
+def test_nothing_goes_to_a_public_repository_that_was_to_be_private(hub, result):
+    hub.create(REPO)
+    with pytest.raises(ValueError, match="`private` must be left out for a repository that is public already"):
+        push_erasure(result, REPO, private=True)
+    assert set(hub.files(REPO)) == {".gitattributes"}
+    push_erasure(result, REPO)
+    assert set(hub.files(REPO)) == FILES
+
+
 @pytest.mark.parametrize("token", [None, "hf_reader"])
 def test_a_push_without_a_token_that_may_write_is_refused(hub, result, nobody, token):
     with pytest.raises(ValueError, match=f"`token` must be one that may write to {REPO}"):
@@ -152,6 +161,38 @@ def test_pushing_the_same_again_changes_nothing_and_sends_no_weights(hub, result
     first = push_erasure(result, REPO)
     again = push_erasure(result, REPO)
     assert again.oid == first.oid and hub.count("PUT", "/store/") == 1
+
+
+def test_a_commit_whose_answer_got_lost_is_not_made_twice(hub, result):
+    hub.mute = ("POST", "/commit/")
+    with pytest.raises(ConnectionError, match="whole or not at all"):
+        push_erasure(result, REPO)
+    assert set(hub.files(REPO)) == FILES
+    hub.mute = None
+    assert push_erasure(result, REPO).oid == hub.repositories[REPO].branches["main"]
+    assert len(hub.repositories[REPO].titles) == 2
+
+
+def test_without_a_hub_a_push_says_so(hub, result, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(ConnectionError, match=f"the push to {REPO} did not come to its end"):
+        push_erasure(result, REPO)
+
+
+def test_an_adapter_in_a_subfolder_is_found(hub, result, base):
+    push_erasure(result, REPO)
+    files = hub.files(REPO)
+    hub.repositories[REPO].commit("main", {f"strong/{name}": data for name, data in files.items()}, "move it")
+    loaded = load_erasure(LlavaForConditionalGeneration.from_pretrained(base), REPO, subfolder="strong")
+    assert logits(loaded, image_batch()).allclose(logits(result.model, image_batch()), atol=1e-6)
+    pickled = {
+        "strong/adapter_config.json": files["adapter_config.json"],
+        "strong/adapter_model.bin": b"",
+        "x.bin": b"",
+    }
+    hub.repositories[REPO].commit("main", pickled, "pickle it")
+    with pytest.raises(ValueError, match=r"only pickled weights \(adapter_model\.bin\)"):
+        load_erasure(tiny_llava(), REPO, subfolder="strong")
 
 
 def test_a_revision_is_a_branch_of_its_own(hub, result, base):
