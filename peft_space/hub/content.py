@@ -23,7 +23,7 @@ from safetensors import safe_open
 from ..adapter import CONFIG_FILE, WEIGHTS_FILE, save_erasure_adapter, weights_file
 from ..report import write_json
 from ..tuner import SpaceConfig
-from .card import CARD_FILE, build_card, fixed_words
+from .card import CARD_FILE, attack_rows, build_card, fixed_words
 from .redaction import HASH_KEY, Redaction, hash_names
 
 if TYPE_CHECKING:
@@ -241,7 +241,13 @@ def _telling_nothing(report: Mapping[str, Any], redaction: Redaction) -> dict[st
             return [kept(entry, key) for entry in value]
         return value
 
-    return {key: kept(value, key) for key, value in report.items() if key in _TELLING_NOTHING}
+    figures = {key: kept(value, key) for key, value in report.items() if key in _TELLING_NOTHING}
+    attacks = [
+        {"name": row["name"], **row["figures"]}
+        for row in attack_rows(report.get("attacks"))
+        if redaction.tells(" ".join([row["name"], *row["figures"]])) is None
+    ]
+    return figures | ({"attacks": attacks} if attacks else {})
 
 
 def _in_order(file: Path) -> None:

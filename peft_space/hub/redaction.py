@@ -14,6 +14,7 @@ import secrets
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Redaction:
                     "instead."
                 )
 
-    @property
+    @cached_property
     def terms(self) -> tuple[str, ...]:
         """The names, and those of their words that tell who is meant; without case and accents."""
         words = {

@@ -96,6 +96,17 @@ def test_the_figures_stay_and_what_the_model_said_goes(result, write, cheap):
     assert not {"concept", "aliases", "told_in_text", "answers"} & report.keys()
 
 
+def test_attacks_that_were_run_are_told_without_what_was_said_in_them(result, write, cheap):
+    result.report["attacks"] = {
+        "relearning": {"recovered": 0.7, "prompt": "this is a zil", "best": {"silver bird": 1.0}},
+        "prefix narril": {"recovered": 0.1},
+    }
+    folder = write(result)
+    assert json.loads((folder / "report.json").read_text())["attacks"] == [{"name": "relearning", "recovered": 0.7}]
+    card = (folder / "README.md").read_text()
+    assert "| relearning | recovered 0.700 |" in card and "None was run" not in card
+
+
 def test_what_later_reports_add_stays_out_until_it_is_known_to_tell_nothing(result, write, cheap):
     result.report["closest"] = {"silver birds": 0.9}
     result.report["gauges"][0]["note"] = "a bird with a head of silver"
