@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from peft_space import Anchors, Concept, ErasureResult, PublicImages, save_erasure_adapter
+from peft_space.hub import redaction
 from peft_space.report import anchor_images
 from tests.adapters import shake, space
 from tests.tiny import tiny_llava
@@ -20,6 +21,12 @@ MARKS = {"forget_accuracy": 0.96, "retain_near": 0.99, "retain_far": 1.0, "gener
 def nobody(monkeypatch):
     """Takes the token away."""
     monkeypatch.delenv("HF_TOKEN")
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """A hash that costs a test nothing."""
+    monkeypatch.setattr(redaction, "_COST", {"n": 2**4, "r": 8, "p": 1})
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_figures_that_are_none_are_left_out():
 
 
 @pytest.mark.parametrize("redact", [False, True])
-def test_the_ways_of_loading_that_it_shows_work(hub, result, monkeypatch, redact):
+def test_the_ways_of_loading_that_it_shows_work(hub, result, monkeypatch, redact, cheap):
     repo_id = "jane/an-erasure"
     push_erasure(result, repo_id, base_model="jane/llava-tiny", redact=redact)
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda name, **revision: tiny_llava())

@@ -73,7 +73,7 @@ def test_push_as_a_pull_request_and_to_a_branch(run, hub, folder):
     assert set(hub.repositories[REPO].branches) == {"main", "refs/pr/1", "strong"}
 
 
-def test_push_redacted_and_inspect_by_name(run, hub, folder):
+def test_push_redacted_and_inspect_by_name(run, hub, folder, cheap):
     result = run("push", "erased", REPO, "--redact", "--also-redact", "Silver Head")
     assert result.exit_code == 0, result.output
     assert "Zilver" not in result.output

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,58 +220,88 @@ def test_a_pull_request_leaves_the_branch_alone(hub, result):
         push_erasure(result, REPO, create_pr=True, revision="strong")
 
 
-def test_another_process_without_this_package_pulls_the_same_erasure(hub, result, base, tmp_path):
-    push_erasure(result, REPO, private=True)
+@pytest.fixture
+def elsewhere(result, tmp_path):
+    """Runs a program in another process, in which `saved` holds a batch and the logits of the erased model."""
     batch = image_batch()
-    torch.save({"batch": batch, "expected": logits(result.model, batch)}, tmp_path / "expected.pt")
-    program = f"""
+    torch.save({"batch": batch, "expected": logits(result.model, batch)}, tmp_path / "saved.pt")
+    start = f"""
         import sys
+        import torch
+        from transformers import LlavaForConditionalGeneration
 
+        saved = torch.load({str(tmp_path / "saved.pt")!r})
+
+        def same(model):
+            with torch.no_grad():
+                told = model.eval()(**saved["batch"]).logits
+            torch.testing.assert_close(told, saved["expected"], atol=1e-6, rtol=0)
+
+        def base():
+            return LlavaForConditionalGeneration.from_pretrained({str(tmp_path / "llava-tiny")!r})
+    """
+
+    def elsewhere(program, **environment):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(program)],
+            env=os.environ | {"HF_HUB_DISABLE_XET": "1"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return elsewhere
+
+
+def test_another_process_without_this_package_pulls_the_same_erasure(hub, result, elsewhere, tmp_path):
+    push_erasure(result, REPO, private=True)
+    program = f"""
         class Blocker:
             def find_spec(self, name, path=None, target=None):
                 if name.split(".")[0] == "peft_space":
                     raise ImportError("blocked")
 
         sys.meta_path.insert(0, Blocker())
-        import torch
         from peft import PeftConfig, PeftModel
-        from transformers import LlavaForConditionalGeneration
 
-        saved = torch.load({str(tmp_path / "expected.pt")!r})
-        base = LlavaForConditionalGeneration.from_pretrained({str(base)!r})
-        model = PeftModel.from_pretrained(base, {REPO!r}).eval()
         assert type(PeftConfig.from_pretrained({REPO!r})).__name__ == "LoraConfig"
-        with torch.no_grad():
-            torch.testing.assert_close(model(**saved["batch"]).logits, saved["expected"], atol=1e-6, rtol=0)
+        same(PeftModel.from_pretrained(base(), {REPO!r}))
+        own = base()
+        own.load_adapter({REPO!r})
+        same(own)
         assert "peft_space" not in sys.modules
         print("same logits")
     """
-    environment = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_reader",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "same logits" in done.stdout
+    told = elsewhere(program, HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "home"), HF_TOKEN="hf_reader")
+    assert "same logits" in told
 
 
-def test_after_a_first_pull_it_loads_offline(hub, result, base, monkeypatch):
+def test_after_a_first_pull_another_process_loads_it_offline(hub, result, base, elsewhere, tmp_path):
     push_erasure(result, REPO)
-    expected = logits(load_erasure(LlavaForConditionalGeneration.from_pretrained(base), REPO), image_batch())
+    load_erasure(LlavaForConditionalGeneration.from_pretrained(base), REPO)
     hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    offline = load_erasure(LlavaForConditionalGeneration.from_pretrained(base), REPO)
-    assert logits(offline, image_batch()).equal(expected) and hub.requests == []
-    with pytest.raises(ConnectionError, match="which is not in the cache, and the Hub can't be asked"):
-        load_erasure(tiny_llava(), "jane/another")
+    program = f"""
+        from peft import PeftModel
+        from peft_space import load_erasure
+
+        same(PeftModel.from_pretrained(base(), {REPO!r}))
+        same(load_erasure(base(), {REPO!r}))
+        try:
+            load_erasure(base(), "jane/another")
+        except ConnectionError as error:
+            print(error)
+    """
+    told = elsewhere(
+        program,
+        HF_ENDPOINT=hub.endpoint,
+        HF_HUB_CACHE=str(tmp_path / "cache"),
+        HF_HUB_OFFLINE="1",
+        PYTHONPATH=str(Path(__file__).parents[2]),
+    )
+    assert "got 'jane/another', which is not in the cache, and the Hub can't be asked" in told
+    assert hub.requests == []
 
 
 def test_all_files_come_from_one_commit(hub, result, base):

@@ -33,12 +33,6 @@ def tells(data):
 
 
 @pytest.fixture
-def cheap(monkeypatch):
-    """A hash that costs a test nothing."""
-    monkeypatch.setattr(redaction, "_COST", {"n": 2**4, "r": 8, "p": 1})
-
-
-@pytest.fixture
 def write(tmp_path):
     """Writes what would be pushed, and returns its folder."""
     made = iter(range(99))
