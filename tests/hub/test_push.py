@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlavaForConditionalGeneration
 
 from peft_space import SpaceConfig, load_erasure, merge_and_save, push_erasure
-from tests.adapters import space
+from tests.adapters import shake, space
 from tests.hub.conftest import CONCEPT
 from tests.tiny import image_batch, logits, tiny_llama, tiny_llava
 
@@ -341,6 +341,23 @@ def test_an_adapter_on_the_hub_is_merged(hub, result, base, tmp_path):
     output = merge_and_save(REPO, base, tmp_path / "merged", token="hf_reader")
     merged = LlavaForConditionalGeneration.from_pretrained(output)
     assert logits(merged, image_batch()).allclose(logits(result.model, image_batch()), atol=1e-5)
+
+
+def test_a_base_on_the_hub_is_merged_at_the_commit_that_the_adapter_was_made_for(hub, base, tmp_path):
+    checkpoints = [base, tmp_path / "later"]
+    tiny_llava(seed=1).save_pretrained(checkpoints[1])
+    repository = hub.create("jane/llava")
+    repository.commit("main", {file.name: file.read_bytes() for file in base.iterdir()}, "first")
+    erased = shake(space(LlavaForConditionalGeneration.from_pretrained("jane/llava")))
+    repository.commit("main", {file.name: file.read_bytes() for file in checkpoints[1].iterdir()}, "second")
+    push_erasure(erased, REPO)
+    card = hub.files(REPO)["README.md"].decode()
+    commit = erased.peft_config["default"].base_fingerprint["revision"]
+    assert commit in repository.commits and f'from_pretrained("jane/llava", revision="{commit}")' in card
+    merged = LlavaForConditionalGeneration.from_pretrained(merge_and_save(REPO, None, tmp_path / "merged"))
+    assert logits(merged, image_batch()).allclose(logits(erased, image_batch()), atol=1e-5)
+    with pytest.raises(ValueError, match="must be the base the adapter was made for, jane/llava"):
+        merge_and_save(REPO, "jane/llava", tmp_path / "other")
 
 
 @pytest.mark.parametrize("repo_id", ["", "a/b/c", 3])

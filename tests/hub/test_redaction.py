@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from peft_space import load_erasure, push_erasure, verify_redacted
-from peft_space.hub import redaction
 from peft_space.hub.content import open_publication, write_repository
 from peft_space.hub.redaction import HASH_KEY, Redaction, hash_names
 from tests.hub.conftest import CONCEPT
