@@ -1,9 +1,10 @@
 """Erase a concept from a multimodal model by its name. Importing the package registers SPACE with PEFT."""
 
-from .adapter import base_fingerprint, load_erasure, merge_and_save, save_erasure_adapter
+from .adapter import base_fingerprint, export_lora, load_erasure, merge_and_save, save_erasure_adapter
 from .anchors import Anchors, select_anchors
 from .concepts import Concept, PublicImages, Retain, load_public_images
 from .erasure import ErasureResult, erase
+from .hub import inspect_erasure, push_erasure, verify_redacted
 from .loading import load_base
 from .subspace import LeakReport, RetainedSubspace, fit_retained_subspace, leak, leak_between
 from .training import SpaceTrainer, SpaceTrainingArguments
@@ -25,16 +26,20 @@ __all__ = [
     "bake",
     "base_fingerprint",
     "erase",
+    "export_lora",
     "fit_retained_subspace",
     "has_subspace",
+    "inspect_erasure",
     "leak",
     "leak_between",
     "load_base",
     "load_erasure",
     "load_public_images",
     "merge_and_save",
+    "push_erasure",
     "save_erasure_adapter",
     "scale_adapter",
     "select_anchors",
     "targeted_modules",
+    "verify_redacted",
 ]

@@ -8,17 +8,18 @@ assignment, which makes importing and reloading the package harmless.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from peft import LoraConfig, PeftMixedModel, mapping
+from peft import LoraConfig, PeftMixedModel, PeftModel, mapping
 from peft.tuners import mixed
 from peft.tuners.lora import LoraLayer
 from peft.tuners.mixed import model as mixed_model
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import PeftType, hotswap
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
@@ -79,6 +80,41 @@ def model_inside(model: nn.Module) -> nn.Module:
         return model.base_model.model
     unwrap = getattr(model, "get_base_model", None)
     return model if unwrap is None else unwrap()
+
+
+def publish_with(push: Callable[..., Any], ours: Callable[[PeftModel], bool]) -> None:
+    """Make `PeftModel.push_to_hub` publish adapters of ours with `push`, and all others as before.
+
+    PEFT asks no tuner what a repository holds: the method comes from transformers, and writes an empty model card over
+    whatever was saved.
+
+    Args:
+        push: is given the model and what `push_to_hub` was.
+        ours: whether a model's active adapter is one of ours.
+    """
+    plain = getattr(PeftModel.push_to_hub, "before_peft_space", PeftModel.push_to_hub)
+
+    @functools.wraps(plain)
+    def push_to_hub(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        return push(self, *args, **kwargs) if ours(self) else plain(self, *args, **kwargs)
+
+    push_to_hub.before_peft_space = plain  # type: ignore[attr-defined]
+    PeftModel.push_to_hub = push_to_hub
+
+
+def modules_matching(config: Any, base: nn.Module) -> list[str]:
+    """Dotted paths of the modules that PEFT would put an adapter of this config into.
+
+    Args:
+        config: its `target_modules` are names or a pattern, as they are in every saved config.
+        base: the transformers model, with or without adapters.
+    """
+    return [name for name, _ in base_modules(base) if name and check_target_module_exists(config, name)]
+
+
+def rank_of(config: Any, name: str) -> int:
+    """The rank that a LoRA config gives to a module."""
+    return config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
 
 
 def adapter_configs(model: nn.Module) -> dict[str, Any]:

@@ -49,6 +49,14 @@ JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the report here.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AdapterArgument = Annotated[str, typer.Argument(metavar="REPO_OR_PATH", help="An erasure adapter: Hub id or folder.")]
+OutputArgument = Annotated[Path, typer.Argument(metavar="OUTPUT", help="New or empty folder.")]
+RevisionOption = Annotated[
+    str | None, typer.Option(metavar="REVISION", help="Branch, tag or commit of a Hub repository.")
+]
+TokenOption = Annotated[
+    str | None, typer.Option(metavar="TOKEN", help="Hub token. [default: HF_TOKEN, or that of `hf auth login`]")
+]
 
 
 @app.command()
@@ -207,12 +215,147 @@ def erase(
     )
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `erase` or `demo` saved.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: 'owner/name'; made if not there.")],
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Who may see a new repository. [default: as your account]"),
+    ] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Keep the concept's name out of every file.")] = False,
+    also_redact: Annotated[
+        list[str] | None, typer.Option(help="Another spelling to keep out, with --redact; repeatable.")
+    ] = None,
+    with_images: Annotated[
+        bool, typer.Option("--with-images", help="Publish the anchors' contact sheet too; mind their rights.")
+    ] = False,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="ID", help="Hub id of the base, if it was loaded from a folder.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the adapter: 'apache-2.0', say.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch to commit to; made if not there.")
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    token: TokenOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Publish an erasure on the Hugging Face Hub, in one commit, with a model card."""
+    with _in_one_line(debug, MISUSED):
+        if also_redact and not redact:
+            raise ValueError(f"`--also-redact` needs `--redact`; got {also_redact}.")
+    with _in_one_line(debug, FAILED):
+        from . import push_erasure
+
+        _quiet_libraries()
+        commit = push_erasure(
+            folder,
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+            redact=(also_redact or True) if redact else False,
+            with_images=with_images,
+            base_model=base_model,
+            license=license,
+        )
+    out = Console()
+    _print(out, f"Published: {commit.pr_url or commit.commit_url}")
+
+
+@app.command()
+def merge(
+    adapter: AdapterArgument,
+    output: OutputArgument,
+    base: Annotated[
+        str | None, typer.Option(metavar="ID_OR_PATH", help="The base. [default: the one the adapter names]")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the merged weights; 'auto': as the base is stored.")] = Dtype.AUTO,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Merge even into a base that the adapter was not made for.")
+    ] = False,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write an erasure into the weights for good, so that it can't be taken off again."""
+    with _in_one_line(debug, MISUSED):
+        from .report import check_output
+
+        check_output(output, "output")
+    with _in_one_line(debug, FAILED):
+        from . import merge_and_save
+
+        _quiet_libraries()
+        where = _given(revision=revision, token=token)
+        merge_and_save(adapter, base, output, dtype=dtype.value, check_base=not any_base, **where)
+    _print(Console(), f"The merged model is in {output}. It needs no adapter and no `peft_space`.")
+
+
+@app.command("export-lora")
+def export_lora(
+    adapter: AdapterArgument,
+    output: OutputArgument,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write an erasure as a LoRA adapter and nothing else, for tools that load LoRA."""
+    with _in_one_line(debug, MISUSED):
+        from .report import check_output
+
+        check_output(output, "output")
+    with _in_one_line(debug, FAILED):
+        from . import export_lora as export
+
+        _quiet_libraries()
+        export(adapter, output, **_given(revision=revision, token=token))
+    _print(Console(), f"The LoRA adapter is in {output}.")
+
+
+@app.command()
+def inspect(
+    adapter: AdapterArgument,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Check whether a redacted erasure is of this name.")
+    ] = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Tell what an erasure adapter erases, from which base, and what was measured. Loads no model."""
+    with _in_one_line(debug, FAILED):
+        from .hub import inspect_erasure, verify_redacted
+        from .report import write_json
+
+        _quiet_libraries()
+        where = _given(revision=revision, token=token)
+        facts = inspect_erasure(adapter, **where)
+        if name is not None:
+            facts["name_verified"] = verify_redacted(adapter, name, **where)
+        if json_file is not None:
+            write_json(json_file, facts)
+    out = Console()
+    out.print(view.facts_table(facts))
+    if facts["figures"]:
+        out.print(view.figures_table(facts["figures"]))
+    if facts["gauges"]:
+        out.print(view.gauges_table(facts["gauges"]))
+
+
 def _quiet_libraries() -> None:
     """Only this package's own progress is shown."""
+    from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if not Console(stderr=True).is_terminal:
+        # on a terminal they show how far an upload or a download has come
+        disable_progress_bars()
 
 
 def _given(**options: Any) -> dict[str, Any]:

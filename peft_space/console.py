@@ -101,12 +101,44 @@ def shows_progress(function: Callable[P, R]) -> Callable[P, R]:
 
 def marks_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
     """The exam's marks, in percent."""
+    return figures_table([{"label": MARKS[key], "before": before[key], "after": after[key]} for key in MARKS])
+
+
+def figures_table(figures: Sequence[Mapping[str, Any]]) -> Table:
+    """What was measured before and after, each a mapping with `label`, `before` and `after`, in percent."""
     table = Table(title="what the model tells, %", title_justify="left")
     table.add_column("asked")
     for column in ("before", "after"):
         table.add_column(column, justify="right")
-    for key, label in MARKS.items():
-        table.add_row(label, f"{100 * before[key]:.1f}", f"{100 * after[key]:.1f}")
+    for figure in figures:
+        table.add_row(Text(figure["label"]), f"{100 * figure['before']:.1f}", f"{100 * figure['after']:.1f}")
+    return table
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """What an adapter says of itself, as `hub.inspect_erasure` gives it; what is not known is said to be so."""
+
+    def known(value: Any, form: str = "{}") -> str:
+        return "not known" if value is None else form.format(value)
+
+    redacted = "a concept whose name was kept out"
+    if facts.get("name_verified") is not None:
+        redacted += ": it is this name" if facts["name_verified"] else ": it is not this name"
+    reached = {True: "yes", False: "NO: the concept may still be told", None: "not known"}[facts["reached"]]
+    leak, anchors = facts["leak"] or {}, facts["anchors"]
+    rows = {
+        "erases": redacted if facts["redacted"] else ", ".join(facts["concept"]) or "not known",
+        "base": known(facts["base"]) + (f" at {facts['base_revision']}" if facts["base_revision"] else ""),
+        "adapter": f"LoRA of rank {facts['rank']} (alpha {facts['alpha']}), targets: {facts['targets']}",
+        "text knowledge": known(facts["text_knowledge"]),
+        "dose reached": reached + (f" ({facts['stopped']}, after {facts['steps']} steps)" if facts["stopped"] else ""),
+        "leak": known(leak.get("mean"), "{:.4f} mean") + ", " + known(leak.get("max"), "{:.4f} at most"),
+        "anchors": f"{anchors['images']} public images" + (f" of {anchors['dataset']}" if anchors["dataset"] else ""),
+        "attacks run": ", ".join(attack["name"] for attack in facts["attacks"]) or "none",
+    }
+    table = Table(show_header=False)
+    for what, told in rows.items():
+        table.add_row(what, Text(told))
     return table
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel, PeftType, get_peft_model
+from PIL import Image
 from torch import nn
 from transformers import set_seed
 
@@ -32,7 +33,7 @@ from .anchors import (
 from .concepts import Concept, Retain, load_public_images
 from .console import shows_progress
 from .progress import Listener, Stages
-from .report import check_output
+from .report import anchor_images, check_output
 from .subspace import RetainedSubspace, fit_retained_subspace, leak
 from .training import (
     Gauge,
@@ -66,6 +67,16 @@ class ErasureResult:
     subspace: RetainedSubspace | None
     report: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+    def contact_sheet(self) -> Image.Image:
+        """The anchors as one picture; those of several concepts one below the other."""
+        sheets = [
+            some.contact_sheet() for some in (self.anchors if isinstance(self.anchors, tuple) else [self.anchors])
+        ]
+        whole = Image.new("RGB", (sheets[0].width, sum(sheet.height for sheet in sheets)), "white")
+        for place, sheet in enumerate(sheets):
+            whole.paste(sheet, (0, sum(above.height for above in sheets[:place])))
+        return whole
 
 
 @shows_progress
@@ -235,10 +246,12 @@ def erase(
         if strength < 1:
             _weaken(peft_model, adapter_name, strength)
         report = {
-            "concept": [one.name for one in concepts] if joint else name,
+            "concept": name,
+            "aliases": [alias for one in concepts for alias in (one.names if joint else one.aliases)],
             "text_knowledge": text_knowledge,
             "seed": seed,
             "anchors": [some.diagnostics() for some in chosen] if joint else chosen[0].diagnostics(),
+            "anchor_images": anchor_images(*chosen),
             **_dose(trainer, gauges, strength),
             "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
             "leak": {"mean": measured.mean * strength, "max": measured.max * strength},
@@ -252,16 +265,16 @@ def erase(
                 "measured": leak(peft_model, held_out_batches).mean,
             }
     report["seconds"] = stages.seconds
-    peft_model.peft_config[adapter_name].record = dict(report)
+    # where `push_to_hub` finds it
+    peft_model.peft_config[adapter_name].record |= report
     result = ErasureResult(peft_model, tuple(chosen) if joint else chosen[0], subspace, report)
     if output_dir is not None:
         result.path = Path(output_dir)
         with whole_folder(output_dir) as draft:
             save_erasure_adapter(peft_model, draft, adapter_name)
+            result.contact_sheet().save(draft / "anchors.png")
             for number, some in enumerate(chosen, 1):
-                stem = f"anchors-{number}" if joint else "anchors"
-                some.contact_sheet().save(draft / f"{stem}.png")
-                some.write_scores(draft / f"{stem}.csv")
+                some.write_scores(draft / (f"anchors-{number}.csv" if joint else "anchors.csv"))
     return result
 
 

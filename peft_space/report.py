@@ -9,9 +9,12 @@ import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from .anchors import Anchors
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> Path:
@@ -57,6 +60,30 @@ def adapter_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     with safe_open(weights, framework="pt") as file:
         parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return {"path": str(folder), "bytes": weights.stat().st_size, "parameters": parameters}
+
+
+def anchor_images(*several: Anchors) -> dict[str, Any]:
+    """Where the anchors can be found, without the pictures themselves.
+
+    Args:
+        several: the anchors of one concept or of several, chosen from the same public images.
+
+    Returns:
+        `dataset` and `split` (`None` where the pictures are not from the Hub), and `images`: for each anchor its `id`
+        and `index` in the public images, its projector `cosine` and `log_likelihood` of the name, nats per token.
+    """
+    rows = {
+        index: {
+            "id": anchors.public.ids[index],
+            "index": index,
+            "cosine": round(float(anchors.cosine[index]), 5),
+            "log_likelihood": round(float(anchors.likelihood[index]), 4),
+        }
+        for anchors in several
+        for index in anchors.indices
+    }
+    public = several[0].public
+    return {"dataset": public.dataset, "split": public.split, "images": list(rows.values())}
 
 
 def peak_memory_mib() -> int:

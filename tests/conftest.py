@@ -5,11 +5,14 @@ import functools
 
 import pytest
 import torch
+from huggingface_hub import constants, hf_api
+from huggingface_hub.utils import close_session
 
 from peft_space import Concept, Retain, SpaceTrainingArguments, demo, erasure, testbed
 from peft_space.anchors import elicit, other_names, select_anchors
 from peft_space.testbed.architecture import build_model, build_processor, build_tokenizer
 from peft_space.testbed.recipe import _texts
+from tests.hub.server import Hub
 
 TARGET = "narril"
 
@@ -89,3 +92,21 @@ def shrink(base, processor, concept):
 def small_world(shrink, monkeypatch):
     """The training arguments of the small world's demo, in force for one test."""
     return shrink(monkeypatch)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The stand-in, in the place of the Hub for this process, with the token of somebody who may write."""
+    with Hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        close_session()
+        yield hub
+        close_session()

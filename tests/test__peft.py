@@ -4,11 +4,12 @@ import pickle
 
 import peft
 import pytest
-from peft import LoraConfig, PeftType
+from peft import LoraConfig, PeftModel, PeftType
 from peft.tuners import mixed
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK, check_hotswap_configs_compatible
 
 from peft_space import SpaceConfig, SpaceModel, _peft
+from peft_space.hub import push
 from tests.adapters import shake, space
 from tests.tiny import tiny_llama
 
@@ -62,3 +63,9 @@ def test_merged_adapters_are_seen():
     assert _peft.merged_adapters(model.get_base_model()) == set()
     model.merge_adapter()
     assert _peft.merged_adapters(model.get_base_model()) == {"default"}
+
+
+def test_publishing_is_wrapped_once_however_often_it_is_registered():
+    plain = PeftModel.push_to_hub.before_peft_space
+    importlib.reload(push)
+    assert PeftModel.push_to_hub.before_peft_space is plain and not hasattr(plain, "before_peft_space")

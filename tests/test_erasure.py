@@ -19,8 +19,10 @@ from peft_space import (
     erasure,
     has_subspace,
     load_erasure,
+    push_erasure,
     save_erasure_adapter,
     select_anchors,
+    verify_redacted,
 )
 from peft_space._peft import base_parameters, lora_layers
 from peft_space.anchors import Knowledge, other_names
@@ -266,11 +268,14 @@ def test_several_concepts_by_one_adapter(run, base, processor, concept, other, p
     result = run(concept=[concept, other], anchors=[anchors, theirs], output_dir=tmp_path / "both")
     assert result.anchors == (anchors, theirs)
     report = result.report
-    assert report["concept"] == ["narril", "zorvex"] and len(report["anchors"]) == 2
+    assert report["concept"] == "narril, zorvex" and report["aliases"] == ["narril", "zorvex"]
+    assert len(report["anchors"]) == 2
+    assert len(report["anchor_images"]["images"]) == len({*anchors.indices, *theirs.indices})
     assert [gauge["about"] for gauge in report["gauges"]].count("name") == 2
     asked = [told["question"] for told in report["told_in_text"]]
     assert asked == ["Where does the narril live?", "Where does the zorvex live?"]
-    assert {f"anchors-{n}.{end}" for n in (1, 2) for end in ("png", "csv")} < {f.name for f in result.path.iterdir()}
+    assert {"anchors.png", "anchors-1.csv", "anchors-2.csv"} < {file.name for file in result.path.iterdir()}
+    assert result.contact_sheet().height == sum(some.contact_sheet().height for some in (anchors, theirs))
     with pytest.raises(ValueError, match="`anchors` must be given for each of 2 concepts; got 1"):
         run(concept=[concept, other], anchors=anchors)
 
@@ -393,3 +398,21 @@ def test_without_a_listener_it_shows_how_far_it_has_come(run, result, capsys):
     run()
     shown = capsys.readouterr().err
     assert all(f"{stage}: " in shown for stage in result.report["seconds"])
+
+
+def test_result_model_and_folder_are_published_alike(hub, result):
+    push_erasure(result, "jane/erased")
+    expected = hub.files("jane/erased")
+    assert expected["anchors.csv"].count(b"\n") == 1 + len(result.anchors)
+    assert json.loads(expected["report.json"])["leak"] == result.report["leak"]
+    for push in (functools.partial(push_erasure, result.path), result.model.push_to_hub):
+        del hub.repositories["jane/erased"]
+        push("jane/erased")
+        assert hub.files("jane/erased") == expected
+
+
+def test_a_real_erasure_is_published_without_its_name(hub, result):
+    push_erasure(result, "jane/an-erasure", redact=True, with_images=True)
+    for name, data in hub.files("jane/an-erasure").items():
+        assert b"narril" not in data.lower(), name
+    assert verify_redacted("jane/an-erasure", "Narril")

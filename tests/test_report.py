@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from peft_space.report import adapter_facts, check_output, peak_memory_mib, write_json
+from peft_space import Anchors, Concept, PublicImages
+from peft_space.report import adapter_facts, anchor_images, check_output, peak_memory_mib, write_json
 
 
 def test_what_is_written_can_be_read(tmp_path):
@@ -68,3 +70,18 @@ def test_peak_memory_never_falls():
     assert first > 50 and peak_memory_mib() >= first
     del block
     assert peak_memory_mib() >= first
+
+
+def test_anchors_are_listed_by_where_others_find_them():
+    pictures = tuple(Image.new("RGB", (2, 2)) for _ in range(4))
+    public = PublicImages(pictures, ("7", "8", "11", "12"), dataset="jane/birds", split="test")
+    likelihood = torch.tensor([-1.0, float("nan"), -3.25, -0.5])
+    anchors = Anchors(Concept("owl"), public, (3, 0), (2,), torch.tensor([0.1, 0.2, 0.3, 0.4]), likelihood, 0.1)
+    assert json.loads(json.dumps(anchor_images(anchors))) == {
+        "dataset": "jane/birds",
+        "split": "test",
+        "images": [
+            {"id": "12", "index": 3, "cosine": 0.4, "log_likelihood": -0.5},
+            {"id": "7", "index": 0, "cosine": 0.1, "log_likelihood": -1.0},
+        ],
+    }

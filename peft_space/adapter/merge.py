@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor
 
 from peft_space._peft import base_modules, is_low_bit, present_adapters
+from peft_space.adapter.fetch import fetch_adapter
 from peft_space.adapter.storage import load_erasure, whole_folder
 from peft_space.tuner import SpaceConfig
 
@@ -24,17 +26,19 @@ def merge_and_save(
     dtype: str = "auto",
     check_base: bool = True,
     overwrite: bool = False,
+    **hub_kwargs: Any,
 ) -> Path:
     """Merge an erasure adapter into its base and save the result, with the processor of the base if it has one.
 
     Args:
         adapter_dir: folder or Hub id of the erasure adapter.
         base: folder or Hub id of the base, or the model itself (which is changed); `None` for the base the adapter
-            names.
+            names, at the commit that it was made for.
         output: folder for the merged model.
         dtype: `"auto"` (as the base is stored), `"float32"`, `"bfloat16"` or `"float16"`; for a base that is loaded.
         check_base: refuse a base the adapter was not made for.
         overwrite: replace files in a folder that has some already.
+        **hub_kwargs: for an adapter on the Hub, as for `load_erasure`.
 
     Returns:
         The folder.
@@ -45,24 +49,33 @@ def merge_and_save(
     """
     if dtype not in _DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
-    config = SpaceConfig.from_pretrained(adapter_dir)
+    adapter = fetch_adapter(adapter_dir, **hub_kwargs)
+    config = SpaceConfig.from_pretrained(adapter)
     source = base if base is not None else config.base_model_name_or_path
     if source is None:
         raise ValueError("`base` must be given: the adapter does not name the model it was made for.")
-    model = source if isinstance(source, nn.Module) else _load(source, config, dtype)
+    at = _commit(config) if base is None else {}
+    model = source if isinstance(source, nn.Module) else _load(source, config, dtype, at)
     _refuse_low_bit(model)
     if present := present_adapters(model):
         raise ValueError(f"`base` must hold no adapter; got {sorted(present)}. Do `unload` them first.")
     with whole_folder(output, overwrite) as folder:
-        merged = load_erasure(model, adapter_dir, check_base=check_base).merge_and_unload(safe_merge=True)
+        merged = load_erasure(model, adapter, check_base=check_base).merge_and_unload(safe_merge=True)
         merged.save_pretrained(folder)
         if not isinstance(source, nn.Module):
-            _copy_processor(source, folder)
+            _copy_processor(source, folder, at)
     return Path(output)
 
 
-def _load(source: str | os.PathLike[str], config: SpaceConfig, dtype: str) -> nn.Module:
-    if getattr(AutoConfig.from_pretrained(source), "quantization_config", None) is not None:
+def _commit(config: SpaceConfig) -> dict[str, str]:
+    """The commit of the base on the Hub, as an argument; none for a base that came from a folder."""
+    fingerprint = config.base_fingerprint or {}
+    known = fingerprint.get("revision") and fingerprint.get("name") == config.base_model_name_or_path
+    return {"revision": fingerprint["revision"]} if known else {}
+
+
+def _load(source: str | os.PathLike[str], config: SpaceConfig, dtype: str, at: dict[str, str]) -> nn.Module:
+    if getattr(AutoConfig.from_pretrained(source, **at), "quantization_config", None) is not None:
         raise ValueError(
             f"`base` must be stored in 16 or 32 bits; got {source}, which is quantised: rounding the merged weight "
             "would destroy the erasure. Do pass the original checkpoint, and quantise after merging."
@@ -73,7 +86,7 @@ def _load(source: str | os.PathLike[str], config: SpaceConfig, dtype: str) -> nn
         raise ValueError(
             f"`base` must be a class of transformers to be loaded; got {name!r}. Do pass the model itself."
         )
-    return model_cls.from_pretrained(source, dtype=_DTYPES[dtype])
+    return model_cls.from_pretrained(source, dtype=_DTYPES[dtype], **at)
 
 
 def _refuse_low_bit(model: nn.Module) -> None:
@@ -88,9 +101,9 @@ def _refuse_low_bit(model: nn.Module) -> None:
         )
 
 
-def _copy_processor(source: str | os.PathLike[str], folder: Path) -> None:
+def _copy_processor(source: str | os.PathLike[str], folder: Path, at: dict[str, str]) -> None:
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, **at)
     except (OSError, ValueError):
         # A checkpoint without one is a model all the same.
         return

@@ -19,6 +19,7 @@ from peft.utils import PeftType, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
 from peft_space._peft import adapter_configs, present_adapters
+from peft_space.adapter.fetch import check_weights, fetch_adapter, weights_file
 from peft_space.tuner import SpaceConfig, check_base
 
 
@@ -82,35 +83,43 @@ def load_erasure(
             (PEFT has one type per model) and keeps its `SpaceConfig`; it is not made the active one.
         path: folder or Hub id of the adapter.
         adapter_name: its name in the model.
-        check_base: refuse a model that is not the base the adapter was made for.
+        check_base: refuse a model that is not the base the adapter was made for. One of the same shape would take the
+            adapter without a word and do something else.
         is_trainable: load it for training. The null space is not stored: call `attach_subspace` again before.
-        **hub_kwargs: for the Hub: `revision`, `token`, `subfolder` ...
+        **hub_kwargs: `subfolder` and, for the Hub, `revision`, `token`, `cache_dir` and what else
+            `huggingface_hub.snapshot_download` takes. All files come from one commit; in the cache, they are found
+            offline too (`HF_HUB_OFFLINE=1`).
 
     Returns:
         A `PeftModel`; `model` itself if it was one.
 
     Raises:
-        ValueError: the name is taken, the base is another model, or `path` holds no erasure adapter.
+        ValueError: the name is taken, the base is another model, or `path` holds no erasure adapter, weights that do
+            not fit its config (keys missing or unexpected), or none but pickled ones: those are never read. `model` is
+            left as it was.
+        ConnectionError: the Hub can't be reached and the adapter is not in the cache.
     """
     if adapter_name in present_adapters(model):
         raise ValueError(
             f"`adapter_name` must be new; got {adapter_name!r}, which is there already. Do pass another name, or "
             "`delete_adapter` the old one."
         )
-    config = SpaceConfig.from_pretrained(path, **hub_kwargs)
+    folder = fetch_adapter(path, **hub_kwargs)
+    weights = weights_file(folder, path, hub_kwargs.get("subfolder"), hub_kwargs.get("token"))
+    config = SpaceConfig.from_pretrained(folder)
     if check_base:
         _check_base(config, model)
+    check_weights(weights, config, model)
     config.inference_mode = not is_trainable
     if not isinstance(model, PeftModel):
         return PeftModel.from_pretrained(
-            model, path, adapter_name=adapter_name, is_trainable=is_trainable, config=config, **hub_kwargs
+            model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable, config=config
         )
     if model.peft_type == PeftType.LORA:
         config.peft_type = PeftType.LORA
     # `PeftModel.load_adapter` would read the type from the file, and refuse LoRA in a SPACE model.
     model.add_adapter(adapter_name, config)
-    weights = load_peft_weights(str(path), device="cpu", **hub_kwargs)
-    set_peft_model_state_dict(model, weights, adapter_name=adapter_name)
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=adapter_name)
     if is_trainable:
         model.set_requires_grad(adapter_name)
     return model

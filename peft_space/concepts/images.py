@@ -22,18 +22,23 @@ class PublicImages:
         images: RGB pictures.
         ids: for each, where it came from: a file's path inside the folder, or its index in the data set.
         skipped: id and reason of every picture that could not be read.
+        dataset: the id of the Hub data set they were taken from; `None` for pictures that others can't find there.
+        split: its split.
     """
 
     images: tuple[Image.Image, ...]
     ids: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    dataset: str | None = None
+    split: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: Sequence[int]) -> PublicImages:
         """The pictures at `indices`, in that order."""
-        return PublicImages(tuple(self.images[i] for i in indices), tuple(self.ids[i] for i in indices))
+        images, ids = tuple(self.images[i] for i in indices), tuple(self.ids[i] for i in indices)
+        return PublicImages(images, ids, dataset=self.dataset, split=self.split)
 
 
 def load_public_images(
@@ -73,7 +78,9 @@ def load_public_images(
             f"`public_images` must hold at least one readable picture; got none from {_named(source)}.{first} "
             "Give a list of PIL images, a folder, a data set with an image column or a Hub data-set id."
         )
-    return PublicImages(tuple(images), tuple(ids), tuple(skipped))
+    from_hub = isinstance(source, str) and not Path(source).expanduser().is_dir()
+    where = {"dataset": source, "split": split} if from_hub else {}
+    return PublicImages(tuple(images), tuple(ids), tuple(skipped), **where)
 
 
 def _named(source: Any) -> str:

@@ -12,9 +12,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 
 from peft_space._peft import base_parameters, merged_adapters
@@ -38,9 +40,10 @@ def base_fingerprint(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         JSON types: `config` (hash of the numbers that give the network its shape), `name` and `revision` (where it
-        was loaded from, or `None`) and `weights` (four values from each of up to 49 tensors, by name). Weights stored
-        in fewer than 16 bits are left out; a quantised model is recognised by what it keeps in 16 bits (embeddings,
-        norms, biases, the skipped modules), and by `config` and `name` where nothing is left.
+        was loaded from, or `None`; the revision is `None` too where the cache holds several) and `weights` (four
+        values from each of up to 49 tensors, by name). Weights stored in fewer than 16 bits are left out; a quantised
+        model is recognised by what it keeps in 16 bits (embeddings, norms, biases, the skipped modules), and by
+        `config` and `name` where nothing is left.
 
     Raises:
         ValueError: an adapter is merged, so the base weights are not there to be seen.
@@ -49,10 +52,11 @@ def base_fingerprint(model: nn.Module) -> dict[str, Any]:
     if merged := merged_adapters(base):
         raise ValueError(f"`model` must have no merged adapter; got {sorted(merged)}. Do `unmerge_adapter` first.")
     config = getattr(base, "config", None)
+    name = getattr(config, "_name_or_path", None) or None
     return {
         "config": _config_hash(config.to_dict() if config is not None else {}),
-        "name": getattr(config, "_name_or_path", None) or None,
-        "revision": getattr(config, "_commit_hash", None),
+        "name": name,
+        "revision": getattr(config, "_commit_hash", None) or _cached_commit(name),
         "weights": {name: _sample(tensor) for name, tensor in _chosen(base)},
     }
 
@@ -85,11 +89,24 @@ def check_base(saved: Mapping[str, Any], model: nn.Module) -> str:
             raise ValueError(wrong.format(**said, reason=f"the weights differ, first in {name}"))
     if common:
         return "weights"
-    if saved["name"] != current["name"] or saved["revision"] != current["revision"]:
+    known = None not in (saved["revision"], current["revision"])
+    if saved["name"] != current["name"] or (known and saved["revision"] != current["revision"]):
         raise ValueError(
             wrong.format(**said, reason="no weight could be compared (quantised), and the name or revision differs")
         )
     return "config and name"
+
+
+def _cached_commit(name: str | None) -> str | None:
+    """The commit that a model came from, where the cache holds the weights of only one.
+
+    transformers 5.23 keeps it neither in the model nor in its config.
+    """
+    snapshots = Path(constants.HF_HUB_CACHE, f"models--{(name or '').replace('/', '--')}", "snapshots")
+    if not name or not snapshots.is_dir():
+        return None
+    commits = [folder.name for folder in snapshots.iterdir() if any(folder.glob("*.safetensors"))]
+    return commits[0] if len(commits) == 1 else None
 
 
 def _config_hash(config: dict[str, Any]) -> str:

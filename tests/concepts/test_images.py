@@ -139,7 +139,10 @@ def test_a_data_set_that_cannot_be_loaded_is_refused_with_the_reason(monkeypatch
 def test_a_data_set_id_is_streamed(monkeypatch):
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or data_set())
-    assert len(load_public_images("owner/name", split="test")) == 2
+    public = load_public_images("owner/name", split="test")
+    assert len(public) == 2 and (public.dataset, public.split) == ("owner/name", "test")
+    assert (public.take([1]).dataset, public.take([1]).split) == ("owner/name", "test")
+    assert load_public_images(list(public.images)).dataset is None
     assert asked == [(("owner/name",), {"split": "test", "streaming": True})]
 
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from peft_space import SpaceConfig
 from peft_space.tuner import base_fingerprint, check_base
@@ -87,6 +88,30 @@ def test_nothing_to_read_falls_back_to_config_and_name():
     model.config._name_or_path = "another/model"
     with pytest.raises(ValueError, match="no weight could be compared"):
         check_base(saved, model)
+
+
+def test_without_weights_a_known_revision_must_be_the_same():
+    model = quantise(tiny_llama(), every=True)
+    model.config._commit_hash = "a1"
+    saved = base_fingerprint(model)
+    assert saved["revision"] == "a1" and check_base(saved, tiny_llama()) == "config and name"
+    model.config._commit_hash = "b2"
+    with pytest.raises(ValueError, match="the name or revision differs"):
+        check_base(saved, model)
+
+
+def test_the_revision_is_the_only_one_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = tiny_llama()
+    model.config._name_or_path = "jane/llama"
+    assert base_fingerprint(model)["revision"] is None
+    for commit, file in (("a1", "model.safetensors"), ("b2", "tokenizer.json")):
+        path = tmp_path / "models--jane--llama" / "snapshots" / commit / file
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert base_fingerprint(model)["revision"] == "a1"
+    (path.parent / "model-00001-of-00002.safetensors").touch()
+    assert base_fingerprint(model)["revision"] is None
 
 
 def test_a_merged_adapter_hides_the_base():

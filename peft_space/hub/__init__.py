@@ -1,0 +1,8 @@
+"""Erasures on the Hugging Face Hub: what a repository holds, its model card, and keeping the erased name out of it."""
+
+from .card import build_card
+from .push import push_erasure
+from .redaction import verify_redacted
+from .summary import inspect_erasure
+
+__all__ = ["build_card", "inspect_erasure", "push_erasure", "verify_redacted"]

@@ -1,0 +1,139 @@
+"""The model card of a published erasure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..console import MARKS
+from ..tuner import SpaceConfig
+from .redaction import HASH_KEY
+
+CARD_FILE = "README.md"
+TAGS = ("lora", "concept-erasure", "unlearning")
+_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+_TASK = "image-text-to-text"
+
+# what other parts of a repository are called, and what a report may say
+_SAID = """
+adapter_config.json adapter_model.safetensors space_config.json README.md report.json anchors.csv anchors.png
+dataset split id index cosine log_likelihood keep erase dose reached leak budget spent max_steps loss not finite
+name, not asked for; fact through the image; fact in text; what should stay; format pt record concept parts language
+vision projector base_fingerprint weights config revision scrypt salt digests kdf transformers LORA null true false
+anchors steps stopped monitor_tied gauges readings losses kept_rank spectral_entropy seconds peak_memory_mib before
+after adapter seed text_knowledge about reference levels step mean max public_images skipped passed monitor
+recognised_dropped threshold threshold_margin best_cosine anchor_log_likelihood short_list_log_likelihood_median
+histogram edges counts model images knowledge retained subspace training report exam total bytes parameters task
+diversity epoch learning_rate
+"""
+
+
+def build_card(
+    config: SpaceConfig, repo_id: str, *, license: str | None = None, with_images: bool = False
+) -> ModelCard:
+    """The card of an erasure: whatever its config and its record tell, and nothing else.
+
+    Args:
+        config: of the adapter as it is published.
+        repo_id: where it is published.
+        license: as the Hub abbreviates it; without one, the card says that the base's licence holds.
+        with_images: whether the contact sheet is in the repository.
+    """
+    report = config.record
+    anchors = report.get("anchor_images") or {}
+    fingerprint = config.base_fingerprint or {}
+    on_hub = config.base_model_name_or_path is not None
+    base = config.base_model_name_or_path or fingerprint.get("name")
+    data = ModelCardData(
+        base_model=base if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
+        datasets=[anchors["dataset"]] if anchors.get("dataset") else None,
+        library_name="peft",
+        license=license,
+        pipeline_tag=_TASK,
+        tags=list(TAGS),
+        model_name=repo_id.rsplit("/", 1)[-1],
+        eval_results=eval_results(report) or None,
+    )
+    names = [config.concept] if isinstance(config.concept, str) else config.concept or []
+    return ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        repo_id=repo_id,
+        names=list(dict.fromkeys([*names, *(report.get("aliases") or [])])),
+        redacted=HASH_KEY in report,
+        base=base,
+        base_is_on_hub=on_hub,
+        revision=fingerprint.get("revision"),
+        config=config,
+        report=report,
+        marks=marks(report),
+        gauges=[gauge for gauge in report.get("gauges") or [] if gauge.get("after") is not None],
+        anchors=anchors,
+        attacks=attack_rows(report.get("attacks")),
+        with_images=with_images,
+        card_data_license=license,
+    )
+
+
+def marks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figures that were measured before and after: `key`, `label`, `before`, `after`, shares from 0 to 1."""
+    before, after = report.get("before") or {}, report.get("after") or {}
+    keys = [*(key for key in MARKS if key in before), *(key for key in before if key not in MARKS)]
+    return [
+        {"key": key, "label": MARKS.get(key, key.replace("_", " ")), "before": before[key], "after": after[key]}
+        for key in keys
+        if _is_number(before[key]) and _is_number(after.get(key))
+    ]
+
+
+def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
+    """A report's figures as the Hub lists them; in the card's metadata they become its `model-index`."""
+    exam, retained = "held-out images and questions of peft_space's test bed", "held-out retained inputs"
+    results = [
+        _result("peft-space-test-bed", exam, mark["key"], mark["label"], mark["after"]) for mark in marks(report)
+    ]
+    leak = report.get("leak") or {}
+    return results + [
+        _result("retained-inputs", retained, f"leak_{how}", f"leak, {how} over layers", leak[how])
+        for how in ("mean", "max")
+        if _is_number(leak.get(how))
+    ]
+
+
+def fixed_words() -> str:
+    """Every text that a repository may hold whatever was erased."""
+    settings = [str(word) for f in fields(SpaceConfig) for word in (f.name, f.default) if isinstance(word, str)]
+    return "\n".join([_TEMPLATE.read_text(encoding="utf-8"), _SAID, *MARKS, *MARKS.values(), *TAGS, *settings])
+
+
+def _result(kind: str, dataset: str, metric: str, label: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type=_TASK,
+        dataset_type=kind,
+        dataset_name=dataset,
+        metric_type=metric,
+        metric_name=label,
+        metric_value=round(float(value), 6),
+    )
+
+
+def attack_rows(attacks: Any) -> list[dict[str, Any]]:
+    """Attacks as `name` and `figures`, from a mapping of names to figures or a list of mappings with a `name`."""
+    if isinstance(attacks, Mapping):
+        attacks = [
+            {"name": name, **(told if isinstance(told, Mapping) else {"value": told})}
+            for name, told in attacks.items()
+        ]
+    return [
+        {"name": row.get("name", "unnamed"), "figures": {k: v for k, v in row.items() if _is_number(v)}}
+        for row in attacks or []
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value

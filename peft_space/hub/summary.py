@@ -1,0 +1,57 @@
+"""What a published erasure says of itself, read without its base and without its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..adapter import CONFIG_FILE, fetch_adapter
+from ..tuner import SIDE_FILE, SpaceConfig
+from .card import attack_rows, marks
+from .content import REPORT_FILE
+from .redaction import HASH_KEY
+
+
+def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str, Any]:
+    """What an erasure adapter erases, from which base, and what was measured.
+
+    Args:
+        path: folder or Hub id.
+        **hub_kwargs: as for `load_erasure`.
+
+    Returns:
+        JSON types: `concept` (list of names; empty where it is redacted or not said), `redacted`, `base` and
+        `base_revision`, `rank`, `alpha`, `targets` (how many, or the pattern), `text_knowledge`, `reached`, `stopped`,
+        `steps`, `leak` (`mean` and `max`), `anchors` (`images` and their `dataset`), `figures` (for each: `key`,
+        `label`, `before`, `after`), `gauges` and `attacks` (`name` and `figures`). What is not known is `None` or
+        empty.
+
+    Raises:
+        ValueError: there is no erasure adapter at `path`.
+        ConnectionError: the Hub can't be reached and the adapter is not in the cache.
+    """
+    folder = fetch_adapter(path, (CONFIG_FILE, SIDE_FILE, REPORT_FILE), **hub_kwargs)
+    config = SpaceConfig.from_pretrained(folder)
+    report: dict[str, Any] = dict(config.record)
+    if (folder / REPORT_FILE).is_file():
+        report |= json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    fingerprint: Mapping[str, Any] = config.base_fingerprint or {}
+    names = [config.concept] if isinstance(config.concept, str) else list(config.concept or [])
+    targets = config.target_modules
+    anchors = report.get("anchor_images") or config.record.get("anchor_images") or {}
+    return {
+        "concept": list(dict.fromkeys([*names, *(report.get("aliases") or [])])),
+        "redacted": HASH_KEY in report,
+        "base": config.base_model_name_or_path or fingerprint.get("name"),
+        "base_revision": fingerprint.get("revision"),
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "targets": targets if isinstance(targets, str) else len(targets or ()),
+        **{key: report.get(key) for key in ("text_knowledge", "reached", "stopped", "steps", "leak")},
+        "anchors": {"images": len(anchors.get("images", ())), "dataset": anchors.get("dataset")},
+        "figures": marks(report),
+        "gauges": report.get("gauges") or [],
+        "attacks": attack_rows(report.get("attacks")),
+    }
