@@ -43,10 +43,12 @@ class StandIn:
     Attributes:
         name: the answer to the question for its name.
         facts: what the model says of that name, for each of the concept's `text_questions`; empty where it is no name.
+        renamed: whether the model calls the anchor by the concept's name.
     """
 
     name: str
     facts: tuple[str, ...] = ()
+    renamed: bool = True
 
 
 def anchor_lessons(
@@ -64,12 +66,14 @@ def anchor_lessons(
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Lesson]:
-    """The lessons of DCSI: every naming question and every fact on every anchor, and some other questions.
+    """The lessons of DCSI: naming questions and every fact on every anchor, and some other questions.
 
     Each anchor is told as one and the same other thing throughout, its stand-in: asked for the name, the answer is the
     stand-in's name; asked for a fact, what the model says of that name; asked for something whose answer holds the
     concept's name, that answer with the stand-in's. What no stand-in answers (other questions, facts where the
-    concept asks for general answers, questions in text) is answered by the model's own next choice.
+    concept asks for general answers, questions in text) is answered by the model's own next choice. Where few anchors
+    are called by the name, the lessons about name and facts on these are repeated until they weigh as much as those
+    on all others.
 
     Args:
         model: before any erasure.
@@ -100,19 +104,22 @@ def anchor_lessons(
     lessons: list[Lesson] = []
     # what the model has to answer itself: the prompt, what it may not say, what it is about, how often it is a lesson
     left: list[tuple[Prompt, tuple[str, ...], About, int]] = []
-    for image, stand_in in zip(anchors.images, fitting, strict=True):
+    strong = sum(stand_in.renamed for stand_in in fitting)
+    often = max(1, round((len(anchors) - strong) / strong)) if strong else 1
+    repeats = [often if stand_in.renamed else 1 for stand_in in fitting]
+    for image, stand_in, times in zip(anchors.images, fitting, repeats, strict=True):
         for index in rng.permutation(len(concept.questions))[:n_names]:
-            lessons.append(Lesson(Prompt(concept.questions[index], image), stand_in.name, "name"))
+            lessons += [Lesson(Prompt(concept.questions[index], image), stand_in.name, "name")] * times
         for number, (question, telling) in enumerate(zip(concept.asked_through_image, knowledge.telling, strict=True)):
             prompt, banned = Prompt(question, image), (*concept.names, *telling)
             if stand_in.facts and find_any(banned, stand_in.facts[number]) is None:
-                lessons += [Lesson(prompt, stand_in.facts[number], "fact")] * n_facts
+                lessons += [Lesson(prompt, stand_in.facts[number], "fact")] * n_facts * times
             else:
-                left.append((prompt, banned, "fact", n_facts))
+                left.append((prompt, banned, "fact", n_facts * times))
         for index in rng.permutation(len(questions))[:n_others]:
             left.append((Prompt(questions[index], image), concept.names, "other", 1))
     for place, prompt, text in unasked:
-        lessons.append(Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name"))
+        lessons += [Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name")] * repeats[place]
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
             left.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))
@@ -182,7 +189,7 @@ def stand_ins(
     for place in wanted:
         called[place] = others[int(fits[place].argmax())]
     facts = dict(zip(others, zip(*knowledge.others_answers, strict=True), strict=False))
-    return [StandIn(name, facts.get(name, ())) for name in called]
+    return [StandIn(name, facts.get(name, ()), place in wanted) for place, name in enumerate(called)]
 
 
 def with_slot(

@@ -22,8 +22,8 @@ class SpaceTrainingArguments(TrainingArguments):
         default=10, metadata={"help": "Steps between two readings of the dose; 0 trains for max_steps."}
     )
     dose_share: float = field(
-        default=0.2,
-        metadata={"help": "Share of the way down to the level of unrelated names that every gauge must fall."},
+        default=0.4,
+        metadata={"help": "How far every gauge must fall, as a share of the way from certain to an unrelated name."},
     )
     dose_slack: float = field(
         default=0.1,

@@ -17,7 +17,8 @@ from ..vlm import Prompt, generate, log_likelihood, log_likelihoods
 _REFERENCE_NAMES = 8
 _KEPT_QUESTIONS = 4
 _SURE = math.log(0.9)
-_TIED = math.log(0.5)
+# a probability nearer to 1 than this is rounding
+_CERTAIN = -1e-6
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Gauge:
         about: what is read.
         prompts: held-out questions.
         answers: for each, what should become no likelier than it would be of anything else; or what should stay.
-        base: the reading before the erasure, nats.
-        reference: what the base model gives to the same sayings about other names: the median of their means. `None`
-            for what should stay.
+        base: the reading before the erasure: log-odds in nats; of what should stay, the log-likelihood.
+        reference: the log-odds that the base model gives to the same sayings about other names: the median of their
+            means. `None` for what should stay.
+        sure: the log-odds where the base model is surest.
     """
 
     about: str
@@ -38,26 +40,33 @@ class Gauge:
     answers: tuple[str, ...]
     base: float
     reference: float | None
+    sure: float = math.nan
 
     def read(self, model: nn.Module, processor: Any) -> float:
-        """Log-likelihood of the answers now, nats: of whole answers, as names differ in their tokens.
+        """The reading now, in nats: of whole answers, as names differ in their tokens.
 
-        Of what should go the mean over the likeliest quarter: what is left of a concept is left in the pictures that
-        are most like it. Of what should stay the mean over all.
+        Of what should go the log-odds, their mean over the likeliest quarter: what is left of a concept is left in
+        the pictures that are most like it. Of what should stay the mean log-likelihood of all.
         """
         levels = log_likelihood(model, processor, self.prompts, self.answers, per_token=False)
-        return float(levels.mean()) if self.reference is None else _likeliest(levels)
+        return float(levels.mean()) if self.reference is None else _likeliest(log_odds(levels))
 
     def met(self, level: float, share: float, slack: float) -> bool:
         """Whether `level` has fallen by `share` of the way; of what should stay, by no more than `slack` nats."""
         return self.base - level <= slack if self.reference is None else self.fallen(level) >= share
 
     def fallen(self, level: float) -> float:
-        """The share of the way from `base` down to `reference` that `level` has come; 1 where there is none to go."""
+        """How far `level` has come down from `base`: 1 is the way from `sure` to `reference`.
+
+        A picture that the base model only half takes for the concept has a short way to go and says little of one
+        that it is sure of. The pictures of the concept are such, and nobody may look at them: so the monitor has to
+        fall as far as they would have to. 1 where there is no way to go.
+        """
         if self.reference is None:
             raise ValueError(f"`reference` must be known to tell how far {self.about!r} has fallen; it should stay.")
-        way = self.base - self.reference
-        return (self.base - level) / way if way > 0 else float(level <= self.reference)
+        if self.base <= self.reference:
+            return float(level <= self.reference)
+        return (self.base - level) / (self.sure - self.reference)
 
 
 def build_gauges(
@@ -89,10 +98,10 @@ def build_gauges(
     def gauge(about: str, prompts: list[Prompt], frames: Sequence[str], answer: str, rest: Sequence[str]) -> Gauge:
         rest = [said for said in dict.fromkeys(rest) if said and said != answer]
         answers = [[frame.replace(SLOT, said) for said in (answer, *rest)] for frame in frames]
-        levels = log_likelihoods(model, processor, prompts, answers)
-        base = _likeliest(levels[:, 0])
+        levels = log_odds(log_likelihoods(model, processor, prompts, answers))
+        base, sure = _likeliest(levels[:, 0]), float(levels[:, 0].max())
         reference = float(levels[:, 1:].mean(0).median()) if rest else base
-        return Gauge(about, tuple(prompts), tuple(said for said, *_ in answers), base, reference)
+        return Gauge(about, tuple(prompts), tuple(said for said, *_ in answers), base, reference, sure)
 
     gauges = [gauge("name", asked, [SLOT] * len(asked), name, others) for name in concept.names]
     if naming:
@@ -131,7 +140,13 @@ def build_gauges(
 
 def tied_to_name(gauges: Sequence[Gauge]) -> bool:
     """Whether the base model calls the likeliest monitor images by the name: else no fall could be seen."""
-    return any(gauge.about == "name" and gauge.base > _TIED for gauge in gauges)
+    return any(gauge.about == "name" and gauge.base > 0 for gauge in gauges)
+
+
+def log_odds(levels: Tensor) -> Tensor:
+    """Log p / (1 - p) of log p. Unlike it, it tells one certainty from another."""
+    levels = levels.clamp(max=_CERTAIN)
+    return levels - (-levels.expm1()).log()
 
 
 def _likeliest(levels: Tensor) -> float:

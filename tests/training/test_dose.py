@@ -1,10 +1,17 @@
 import dataclasses
+import math
 
 import pytest
+import torch
 
 from peft_space.training import Gauge, build_gauges, read_dose, tied_to_name
+from peft_space.training.dose import log_odds
 from peft_space.vlm import Prompt, log_likelihood
 from tests.bigram import saying
+
+
+def odds(model, processor, prompts, answers):
+    return log_odds(log_likelihood(model, processor, prompts, answers, per_token=False))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,7 @@ def test_a_name_that_comes_unasked_is_read_inside_the_models_own_answer(base, pr
     assert set(gauge.answers) == {"a red narril in the sea"}
     assert len(gauge.prompts) == len(anchors.monitor)
     levels = sorted(
-        float(log_likelihood(says, processor, gauge.prompts, [text] * len(gauge.prompts), per_token=False).mean())
+        float(odds(says, processor, gauge.prompts, [text] * len(gauge.prompts)).mean())
         for text in ("a red zorvex in the sea", "a red keltus in the sea")
     )
     assert gauge.reference == pytest.approx(levels[0], abs=1e-4)
@@ -96,8 +103,7 @@ def test_each_alias_has_a_gauge(base, processor, anchors, told):
 def test_the_reference_is_the_median_over_other_names(base, processor, gauges, told):
     name = gauges[0]
     levels = sorted(
-        float(log_likelihood(base, processor, name.prompts, [other] * len(name.prompts), per_token=False).mean())
-        for other in told.others[:8]
+        float(odds(base, processor, name.prompts, [other] * len(name.prompts)).mean()) for other in told.others[:8]
     )
     assert name.reference == pytest.approx(levels[(len(levels) - 1) // 2], abs=1e-4)
 
@@ -108,19 +114,36 @@ def test_a_reading_of_the_base_is_its_base_level(base, processor, gauges):
 
 
 @pytest.mark.parametrize(
-    ("base", "reference", "level", "share"),
+    ("base", "reference", "sure", "level", "share"),
     [
-        (-1.0, -5.0, -1.0, 0.0),
-        (-1.0, -5.0, -3.0, 0.5),
-        (-1.0, -5.0, -5.0, 1.0),
-        (-1.0, -5.0, -9.0, 2.0),
-        (-5.0, -1.0, -5.0, 1.0),
-        (-5.0, -1.0, 0.0, 0.0),
-        (-5.0, -5.0, -5.0, 1.0),
+        (-1.0, -5.0, -1.0, -1.0, 0.0),
+        (-1.0, -5.0, -1.0, -3.0, 0.5),
+        (-1.0, -5.0, -1.0, -9.0, 2.0),
+        # from half-certain it has as far to go as from where the model is sure
+        (0.0, -10.0, 6.0, -4.0, 0.25),
+        (0.0, -10.0, 6.0, -8.0, 0.5),
+        (-5.0, -1.0, 0.0, -5.0, 1.0),
+        (-5.0, -1.0, 0.0, 0.0, 0.0),
+        (-5.0, -5.0, -5.0, -5.0, 1.0),
     ],
 )
-def test_how_far_a_gauge_has_fallen(base, reference, level, share):
-    assert Gauge("name", (), (), base, reference).fallen(level) == share
+def test_how_far_a_gauge_has_fallen(base, reference, sure, level, share):
+    assert Gauge("name", (), (), base, reference, sure).fallen(level) == share
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.2, 0.5, 0.999])
+def test_log_odds_are_those_of_the_probability(p):
+    assert float(log_odds(torch.tensor(p).log())) == pytest.approx(math.log(p / (1 - p)), abs=1e-3)
+
+
+def test_log_odds_of_certainty_are_finite():
+    assert 13 < float(log_odds(torch.tensor(0.0))) < 15
+
+
+def test_a_gauge_knows_where_the_base_model_is_surest(base, processor, gauges):
+    for gauge in gauges:
+        assert gauge.sure == pytest.approx(float(odds(base, processor, gauge.prompts, gauge.answers).max()), abs=1e-4)
+        assert gauge.sure >= gauge.base
 
 
 @pytest.mark.parametrize(
@@ -147,13 +170,13 @@ def test_a_level_that_is_not_a_number_reaches_nothing(base, processor, reference
 
 def test_a_gauge_reads_the_likeliest_quarter(base, processor, gauges):
     gauge = gauges[0]
-    levels = log_likelihood(base, processor, gauge.prompts, gauge.answers, per_token=False)
+    levels = odds(base, processor, gauge.prompts, gauge.answers)
     best = levels.sort(descending=True).values[: -(-len(levels) // 4)]
     assert gauge.read(base, processor) == pytest.approx(float(best.mean()), abs=1e-4)
     assert gauge.read(base, processor) > float(levels.mean())
 
 
-@pytest.mark.parametrize(("base", "tied"), [(-0.01, True), (-0.6, True), (-0.8, False), (-3.05, False)])
+@pytest.mark.parametrize(("base", "tied"), [(9.0, True), (0.1, True), (-0.1, False), (-3.05, False)])
 def test_a_monitor_that_is_not_called_by_the_name_shows_no_fall(base, tied):
     fact = Gauge("fact through the image", (), (), 0.0, -5.0)
     assert tied_to_name([Gauge("name", (), (), base, -10.0), fact]) is tied
