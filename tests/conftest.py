@@ -105,6 +105,8 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
+        # transformers makes itself one client for good, for the endpoint of its first use
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
         monkeypatch.setenv("HF_TOKEN", "hf_writer")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
         close_session()
