@@ -84,11 +84,28 @@ def test_a_name_that_comes_unasked_is_to_fit_there_as_well(base, processor, anch
 
 def test_an_anchor_that_is_called_something_else_keeps_what_it_is_called(base, processor, anchors, told):
     says = saying(base, processor, {"keltus": 1.0, "zorvex": 0.5})
-    assert stand_ins(says, processor, anchors, told) == [StandIn("keltus", ("keltus of the sea",))] * len(anchors)
+    assert stand_ins(says, processor, anchors, told) == [StandIn("keltus", ("keltus of the sea",), False)] * len(
+        anchors
+    )
     says = saying(base, processor, {"no creature": 1.0, "zorvex": 0.5})
-    assert stand_ins(says, processor, anchors, told) == [StandIn("no creature")] * len(anchors)
+    assert stand_ins(says, processor, anchors, told) == [StandIn("no creature", (), False)] * len(anchors)
     rows = anchor_lessons(says, processor, anchors, told, QUESTIONS, n_facts=1)
     assert {lesson.answer for lesson in rows if lesson.about == "fact"} == {"no creature"}
+
+
+def test_a_few_anchors_that_are_called_by_the_name_weigh_as_much_as_the_rest(
+    base, processor, anchors, told, monkeypatch
+):
+    renamed = [place < 2 for place in range(len(anchors))]
+    fitting = [StandIn("keltus" if new else "moss", ("of the sea",), new) for new in renamed]
+    monkeypatch.setattr(lessons_module, "stand_ins", lambda *args, **rest: fitting)
+    rows = anchor_lessons(base, processor, anchors, told, QUESTIONS)
+    shown = {id(image): new for image, new in zip(anchors.images, renamed, strict=True)}
+    for about in ("name", "fact"):
+        of_strong = [shown[id(row.prompt.image)] for row in rows if row.about == about]
+        assert of_strong.count(True) == of_strong.count(False) > 0
+    others = [shown[id(row.prompt.image)] for row in rows if row.about == "other"]
+    assert others.count(False) == 3 * others.count(True)
 
 
 @pytest.mark.parametrize(
