@@ -135,6 +135,12 @@ def erase(
     learning_rate: Annotated[float | None, typer.Option(help="Initial learning rate of AdamW.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="What the model is loaded as; 'auto': as it is stored.")] = Dtype.AUTO,
     device: Annotated[str | None, typer.Option(help="Where to; by default an accelerator, if there is one.")] = None,
+    load_in_4bit: Annotated[
+        bool, typer.Option("--load-in-4bit", help="Store the language model's attention and MLP in 4 bits.")
+    ] = False,
+    load_in_8bit: Annotated[
+        bool, typer.Option("--load-in-8bit", help="Store the language model's attention and MLP in 8 bits.")
+    ] = False,
     seed: SeedOption = 0,
     json_file: JsonOption = None,
     debug: DebugOption = False,
@@ -145,6 +151,7 @@ def erase(
         from . import SpaceConfig, SpaceTrainingArguments, load_public_images, select_anchors
         from . import erase as erase_concept
         from .concepts import Concept
+        from .loading import load_base, quantised_modules
         from .progress import Stages
         from .report import adapter_facts, check_output, peak_memory_mib, write_json
         from .tuner import describe_targets, targeted_modules
@@ -162,7 +169,14 @@ def erase(
     stages = Stages(display)
     with _in_one_line(debug, FAILED, display), display:
         with stages.stage("model"):
-            loaded, processor = _load(model, dtype.value, device)
+            loaded, processor = load_base(
+                model,
+                load_in_4bit=load_in_4bit,
+                load_in_8bit=load_in_8bit,
+                dtype=dtype.value,
+                device=device,
+                verbose=False,
+            )
         with stages.stage("images"):
             public = load_public_images(public_images, limit=limit, image_column=image_column, split=split)
         with stages.stage("anchors"):
@@ -201,6 +215,9 @@ def erase(
         if json_file is not None:
             write_json(json_file, report)
     out = Console()
+    few_bits = quantised_modules(result.model.get_base_model())
+    if few_bits:
+        _print(out, f"Stored in {4 if load_in_4bit else 8} bits:", describe_targets(few_bits))
     _print(out, *_skipped(public), "Targeted:", describe_targets(targeted_modules(result.model)))
     out.print(view.gauges_table(report["gauges"]))
     out.print(view.verdict(report))
@@ -361,34 +378,6 @@ def _quiet_libraries() -> None:
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given, so that those that were not keep their defaults where they are defined."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _load(source: str, dtype: str, device: str | None) -> tuple[Any, Any]:
-    """The model, in evaluation mode, and its processor."""
-    import torch
-    from transformers import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        AutoConfig,
-        AutoModelForImageTextToText,
-        AutoProcessor,
-    )
-
-    if not Path(source).exists() and (
-        source.startswith((".", "~")) or Path(source).is_absolute() or source.count("/") > 1
-    ):
-        raise ValueError(f"`model` must be a folder that exists or a Hub model id 'owner/name'; got {source!r}.")
-    config = AutoConfig.from_pretrained(source)
-    # transformers' own error lists every architecture that it knows
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise TypeError(
-            f"`model` must be a vision-language model; got {source!r} of type {config.model_type!r}, which is asked "
-            "in text only. SPACE finds its anchors by looking at pictures with the model."
-        )
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator is not None else "cpu"
-    return model.to(device).eval(), AutoProcessor.from_pretrained(source)
 
 
 def _skipped(public: PublicImages) -> list[str]:

@@ -203,6 +203,17 @@ def test_erase(erase, tmp_path):
     assert [line.split(":")[0] for line in result.stderr.splitlines()].count("anchors") == 1
 
 
+def test_erase_from_a_base_in_4_bits(erase, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    result = erase("--load-in-4bit")
+    assert result.exit_code == 0, result.output
+    assert "Stored in 4 bits:" in result.stdout and (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_erase_in_few_bits_of_two_kinds(erase):
+    assert "must not be given together" in one_line(erase("--load-in-4bit", "--load-in-8bit"), 1)
+
+
 def test_erase_limits_what_it_reads(erase, tmp_path):
     result = erase("--drop-recognised", "--json", "told.json", limit=16, seed=1)
     assert result.exit_code == 0, result.output
@@ -214,7 +225,7 @@ def test_erase_limits_what_it_reads(erase, tmp_path):
 @pytest.mark.parametrize("where", ["./nowhere", "nowhere/at/all", "/nowhere"])
 def test_erase_without_a_model_folder(erase, where):
     line = one_line(erase(model=where), 1)
-    assert f"`model` must be a folder that exists or a Hub model id 'owner/name'; got '{where}'" in line
+    assert f"`model_id` must be a folder that exists or a Hub model id 'owner/name'; got '{where}'" in line
 
 
 def test_erase_with_a_folder_that_holds_no_model(erase, pictures):
