@@ -158,7 +158,8 @@ def gauges_table(gauges: Sequence[Mapping[str, Any]]) -> Table:
 
     What has no reference should stay.
     """
-    table = Table(title="log-likelihood of what should no longer be said, and what should, nats", title_justify="left")
+    title = "log-odds of what should no longer be said, log-likelihood of what should, nats"
+    table = Table(title=title, title_justify="left")
     table.add_column("about")
     for column in ("before", "reference", "after"):
         table.add_column(column, justify="right")
