@@ -90,7 +90,7 @@ def publish_with(push: Callable[..., Any], ours: Callable[[PeftModel], bool]) ->
 
     Args:
         push: is given the model and what `push_to_hub` was.
-        ours: whether a model's active adapter is one of ours.
+        ours: whether a model's active adapters are ours.
     """
     plain = getattr(PeftModel.push_to_hub, "before_peft_space", PeftModel.push_to_hub)
 

@@ -60,6 +60,7 @@ class ErasureResult:
         subspace: what was retained.
         report: what was done and reached; see docs/method.md.
         path: where the adapter was saved, if it was.
+        adapter_name: which adapter of the model it is.
     """
 
     model: PeftModel
@@ -67,6 +68,7 @@ class ErasureResult:
     subspace: RetainedSubspace | None
     report: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    adapter_name: str = "default"
 
     def contact_sheet(self) -> Image.Image:
         """The anchors as one picture; those of several concepts one below the other."""
@@ -267,7 +269,9 @@ def erase(
     report["seconds"] = stages.seconds
     # where `push_to_hub` finds it
     peft_model.peft_config[adapter_name].record |= report
-    result = ErasureResult(peft_model, tuple(chosen) if joint else chosen[0], subspace, report)
+    result = ErasureResult(
+        peft_model, tuple(chosen) if joint else chosen[0], subspace, report, adapter_name=adapter_name
+    )
     if output_dir is not None:
         result.path = Path(output_dir)
         with whole_folder(output_dir) as draft:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ anchors steps stopped monitor_tied gauges readings losses kept_rank spectral_ent
 after adapter seed text_knowledge about reference levels step mean max public_images skipped passed monitor
 recognised_dropped threshold threshold_margin best_cosine anchor_log_likelihood short_list_log_likelihood_median
 histogram edges counts model images knowledge retained subspace training report exam total bytes parameters task
-diversity epoch learning_rate
+diversity epoch learning_rate strength leak_composed sum measured
 """
 
 
@@ -59,12 +59,11 @@ def build_card(
         model_name=repo_id.rsplit("/", 1)[-1],
         eval_results=eval_results(report) or None,
     )
-    names = [config.concept] if isinstance(config.concept, str) else config.concept or []
     return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
         repo_id=repo_id,
-        names=list(dict.fromkeys([*names, *(report.get("aliases") or [])])),
+        names=concept_names(config, report.get("aliases") or ()),
         redacted=HASH_KEY in report,
         base=base,
         base_is_on_hub=on_hub,
@@ -78,6 +77,18 @@ def build_card(
         with_images=with_images,
         card_data_license=license,
     )
+
+
+def concept_names(config: SpaceConfig, aliases: Iterable[str] = ()) -> list[str]:
+    """What an adapter erases: the name (of several concepts, all in one), then what else it is called.
+
+    Args:
+        config: of the adapter.
+        aliases: as in its report. Of several concepts they hold the names too.
+    """
+    names = [config.concept] if isinstance(config.concept, str) else list(config.concept or ())
+    known = {part for name in names for part in (name, *name.split(", "))}
+    return names + [alias for alias in dict.fromkeys(aliases) if alias not in known]
 
 
 def marks(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from ..adapter import CONFIG_FILE, WEIGHTS_FILE, save_erasure_adapter, weights_file
 from ..report import write_json
 from ..tuner import SpaceConfig
-from .card import CARD_FILE, attack_rows, build_card, fixed_words
+from .card import CARD_FILE, attack_rows, build_card, concept_names, fixed_words
 from .redaction import HASH_KEY, Redaction, hash_names
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ RESULTS_FILE = ".eval_results/erasure.yaml"
 # listed here.
 _TELLING_NOTHING = frozenset(
     "text_knowledge seed anchors steps stopped reached monitor_tied gauges readings losses kept_rank leak "
-    "spectral_entropy seconds peak_memory_mib before after adapter".split()
+    "spectral_entropy seconds peak_memory_mib before after adapter strength leak_composed".split()
 )
 _FIXED_TEXTS = frozenset({"text_knowledge", "stopped", "about"})
 
@@ -59,15 +59,14 @@ class Publication:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name of the concept that is known here."""
-        own = [self.config.concept] if isinstance(self.config.concept, str) else self.config.concept or []
+        """Every name of what was erased that is known here."""
         said = [self.report.get("concept"), *(self.report.get("aliases") or [])]
-        return tuple(dict.fromkeys(name for name in (*own, *said) if name))
+        return tuple(dict.fromkeys(name for name in (*concept_names(self.config), *said) if name))
 
 
 @contextmanager
 def open_publication(
-    result_or_dir: ErasureResult | PeftModel | str | os.PathLike[str], adapter_name: str = "default"
+    result_or_dir: ErasureResult | PeftModel | str | os.PathLike[str], adapter_name: str | None = None
 ) -> Iterator[Publication]:
     """What there is to publish, from whatever holds it.
 
@@ -93,18 +92,20 @@ def open_publication(
                 sheet = image.convert("RGB")
         yield Publication(folder, config, report, sheet)
         return
-    model = getattr(result_or_dir, "model", None) if not isinstance(result_or_dir, PeftModel) else result_or_dir
-    if not isinstance(model, PeftModel):
+    model = result_or_dir if isinstance(result_or_dir, PeftModel) else getattr(result_or_dir, "model", None)
+    if not isinstance(model, PeftModel) or not (model is result_or_dir or hasattr(result_or_dir, "contact_sheet")):
         raise TypeError(
             "`result_or_dir` must be what `erase` returned, a `PeftModel` with an erasure adapter, or the folder of "
             f"one; got a {type(result_or_dir).__name__}."
         )
+    result: Any = None if model is result_or_dir else result_or_dir
     with TemporaryDirectory() as scratch:
-        folder = save_erasure_adapter(model, Path(scratch) / "adapter", adapter_name)
+        name = adapter_name or ("default" if result is None else str(result.adapter_name))
+        folder = save_erasure_adapter(model, Path(scratch) / "adapter", name)
         config = SpaceConfig.from_pretrained(folder)
-        result = None if model is result_or_dir else result_or_dir
-        report = config.record | getattr(result, "report", {})
-        yield Publication(folder, config, report, result.contact_sheet() if result is not None else None)
+        report = config.record | (result.report if result is not None else {})
+        pictured = result is not None and result.anchors is not None
+        yield Publication(folder, config, report, result.contact_sheet() if pictured else None)
 
 
 def write_repository(

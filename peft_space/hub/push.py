@@ -50,7 +50,7 @@ def push_erasure(
     base_model: str | None = None,
     license: str | None = None,
     eval_results: Sequence[EvalResultEntry] = (),
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     commit_message: str = _MESSAGE,
     commit_description: str | None = None,
 ) -> CommitInfo:
@@ -74,7 +74,7 @@ def push_erasure(
         base_model: Hub id of the base, for a base that was loaded from a folder.
         license: licence of the adapter, as the Hub abbreviates it ("apache-2.0"). The base's holds in any case.
         eval_results: results on benchmarks that the Hub knows; they are written to `.eval_results/`.
-        adapter_name: which adapter of a model.
+        adapter_name: which adapter of a model; by default the one that `erase` made, of a bare model "default".
         commit_message: title of the commit or the pull request.
         commit_description: its text.
 
@@ -148,22 +148,28 @@ def _refuse_what_may_tell(repo_id: str, revision: str | None, token: str | bool 
     )
 
 
-def _push_model(model: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
-    """`PeftModel.push_to_hub` of a model whose active adapter is an erasure."""
+def _push_model(model: PeftModel, repo_id: str, adapter_name: str | None = None, **kwargs: Any) -> CommitInfo:
+    """`PeftModel.push_to_hub` of a model whose active adapters are erasures."""
     ignored = {"max_shard_size", "tags"} & kwargs.keys()
     if ignored:
         raise ValueError(
             f"`push_to_hub` of an erasure adapter must not be given {', '.join(sorted(ignored))}: its files and its "
             "model card are its own. Do leave it out."
         )
-    return push_erasure(
-        model, repo_id, adapter_name=model.active_adapter, **{k: v for k, v in kwargs.items() if v is not None}
-    )
+    active = model.active_adapters
+    if adapter_name is None and len(active) > 1:
+        raise ValueError(
+            f"`adapter_name` must say which of the active erasures {active} is to be published; got none. A "
+            "repository holds one: do push each to one of its own."
+        )
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    return push_erasure(model, repo_id, adapter_name=adapter_name or active[0], **given)
 
 
 def _is_erasure(model: PeftModel) -> bool:
-    active = model.active_adapter
-    return isinstance(active, str) and isinstance(adapter_configs(model).get(active), SpaceConfig)
+    configs = adapter_configs(model)
+    active = model.active_adapters
+    return bool(active) and all(isinstance(configs.get(name), SpaceConfig) for name in active)
 
 
 publish_with(_push_model, _is_erasure)

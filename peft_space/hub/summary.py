@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapter import CONFIG_FILE, fetch_adapter
 from ..tuner import SIDE_FILE, SpaceConfig
-from .card import attack_rows, marks
+from .card import attack_rows, concept_names, marks
 from .content import REPORT_FILE
 from .redaction import HASH_KEY
 
@@ -38,11 +38,10 @@ def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str
     if (folder / REPORT_FILE).is_file():
         report |= json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     fingerprint: Mapping[str, Any] = config.base_fingerprint or {}
-    names = [config.concept] if isinstance(config.concept, str) else list(config.concept or [])
     targets = config.target_modules
     anchors = report.get("anchor_images") or config.record.get("anchor_images") or {}
     return {
-        "concept": list(dict.fromkeys([*names, *(report.get("aliases") or [])])),
+        "concept": concept_names(config, report.get("aliases") or ()),
         "redacted": HASH_KEY in report,
         "base": config.base_model_name_or_path or fingerprint.get("name"),
         "base_revision": fingerprint.get("revision"),

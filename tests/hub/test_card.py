@@ -50,7 +50,7 @@ def test_the_metadata_is_what_the_hub_reads(hub, result):
 
 def test_it_says_what_was_erased_from_which_base_and_what_was_measured(card):
     text = card().text
-    assert "forget one concept: **Zilverkop Narril** (also: zilver-narril, Narrël)." in text
+    assert "forget: **Zilverkop Narril** (also: zilver-narril, Narrël)." in text
     assert (
         "[jane/llava-tiny](https://huggingface.co/jane/llava-tiny)" in text and "| base revision | `abc123` |" in text
     )
@@ -84,6 +84,16 @@ def test_without_figures_it_says_so(card):
     text = card({"before": None, "after": None, "gauges": [], "leak": None, "anchor_images": None}).text
     assert "Nothing that this card knows of. Measure before you rely on it." in text
     assert "anchors.csv" not in text
+
+
+def test_several_concepts_of_one_adapter_are_named_once(card):
+    text = card({"aliases": ["owl", "night bird", "newt"]}, concept="owl, newt").text
+    assert "forget: **owl, newt** (also: night bird)." in text
+
+
+def test_an_adapter_that_was_weakened_says_so(card):
+    assert "| strength | weakened to 0.250 of what was trained" in card({"strength": 0.25}).text
+    assert "| strength |" not in card({"strength": 1.0}).text
 
 
 def test_an_adapter_that_names_nothing(card):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -375,6 +376,23 @@ def test_what_holds_no_erasure_is_refused(tmp_path):
         push_erasure(tmp_path, REPO)
     with pytest.raises(ValueError, match="must be one of the SPACE adapters"):
         push_erasure(space(tiny_llama()), REPO, adapter_name="another")
+
+
+def test_of_several_erasures_each_is_published_by_itself(hub, result):
+    model = result.model
+    model.add_adapter("second", SpaceConfig(r=2, concept="kelzil", record={"leak": {"mean": 0.5, "max": 0.5}}))
+    model.base_model.set_adapter(["default", "second"])
+    with pytest.raises(
+        ValueError, match=r"`adapter_name` must say which of the active erasures \['default', 'second'\]"
+    ):
+        model.push_to_hub(REPO)
+    model.push_to_hub(REPO, adapter_name="second")
+    assert json.loads(hub.files(REPO)["space_config.json"])["concept"] == "kelzil"
+    own = dataclasses.replace(result, report=model.peft_config["second"].record, anchors=None, adapter_name="second")
+    for given, concept in ((own, "kelzil"), (result, CONCEPT.name), (model, CONCEPT.name)):
+        push_erasure(given, REPO)
+        assert json.loads(hub.files(REPO)["space_config.json"])["concept"] == concept
+    assert json.loads(hub.files(REPO)["adapter_config.json"])["r"] == 4
 
 
 def test_push_to_hub_says_what_it_does_not_take(result):

@@ -100,6 +100,24 @@ def test_attacks_that_were_run_are_told_without_what_was_said_in_them(result, wr
     assert "| relearning | recovered 0.700 |" in card and "None was run" not in card
 
 
+def test_several_concepts_of_one_adapter_are_all_kept_out(result, write, cheap):
+    both = "Zilverkop Narril, Kelzil"
+    result.model.peft_config["default"].concept = both
+    result.report |= {
+        "concept": both,
+        "aliases": [*CONCEPT.names, "Kelzil"],
+        "anchors": [result.report["anchors"]] * 2,
+        "strength": 0.5,
+        "leak_composed": {"sum": 0.25, "measured": 0.125},
+    }
+    folder = write(result)
+    for file in folder.iterdir():
+        assert tells(file.read_bytes()) == [] and b"kelzil" not in file.read_bytes().lower(), file.name
+    assert all(verify_redacted(folder, name) for name in ("kelzil", *CONCEPT.names))
+    report = json.loads((folder / "report.json").read_text())
+    assert report["leak_composed"] == {"sum": 0.25, "measured": 0.125} and report["strength"] == 0.5
+
+
 def test_what_later_reports_add_stays_out_until_it_is_known_to_tell_nothing(result, write, cheap):
     result.report["closest"] = {"silver birds": 0.9}
     result.report["gauges"][0]["note"] = "a bird with a head of silver"
