@@ -344,8 +344,8 @@ def _with_adapter(model: nn.Module, config: SpaceConfig, adapter_name: str) -> P
     if not isinstance(model, PeftModel):
         return get_peft_model(model, config, adapter_name=adapter_name)
     if model.peft_type == PeftType.LORA:
-        config = copy.copy(config)
-        config.peft_type = PeftType.LORA
+        # the tuner of an ordinary LoRA can't hold a subspace: SPACE's own leaves what is active in the model active
+        return get_peft_model(model.get_base_model(), config, adapter_name=adapter_name)
     active = list(model.base_model.active_adapters)
     model.add_adapter(adapter_name, config)
     model.base_model.set_adapter([*active, adapter_name])

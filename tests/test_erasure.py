@@ -258,9 +258,11 @@ def test_beside_an_ordinary_lora(run, model, other, processor, public):
     task = shake(get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])))
     before = logits(task, processor, public)
     result = run(model=task, adapter_name="erasure")
-    assert result.model is task and task.base_model.active_adapters == ["default", "erasure"]
-    task.base_model.set_adapter(["default"])
-    assert logits(task, processor, public).equal(before), "the task's adapter was trained"
+    both = logits(result.model, processor, public)
+    result.model.base_model.set_adapter(["default"])
+    assert logits(result.model, processor, public).equal(before), "the task's adapter was trained"
+    result.model.base_model.set_adapter(["default", "erasure"])
+    assert logits(result.model, processor, public).equal(both) and not both.allclose(before, atol=1e-4)
 
 
 def test_several_concepts_by_one_adapter(run, base, processor, concept, other, public, anchors, tmp_path):
@@ -282,12 +284,13 @@ def test_several_concepts_by_one_adapter(run, base, processor, concept, other, p
 
 def test_concepts_that_go_together_do_not_stand_in_for_each_other(base, processor, concept, other, public, anchors):
     says = saying(base, processor, {"narril": 1.0, "zorvex": 0.8, "keltus": 0.2})
-    theirs = dataclasses.replace(anchors, concept=other)
-    among = [anchors, theirs]
+    among = [
+        dataclasses.replace(anchors, concept=dataclasses.replace(one, text_questions=())) for one in (concept, other)
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(erasure, "other_names", lambda *args, **rest: ("keltus", "moss"))
         patch.setattr(erasure, "elicit", lambda *args: Knowledge(args[2], (), (), args[3], ()))
-        study = erasure._study(says, processor, anchors, among, RETAIN, "keep", batch_size=8, seed=0)
+        study = erasure._study(says, processor, among[0], among, RETAIN, "keep", batch_size=8, seed=0)
     told = {lesson.answer for lesson in study.lessons if lesson.about == "name"}
     assert told == {"keltus"}
 
