@@ -206,3 +206,8 @@ def is_low_bit(module: nn.Module) -> bool:
     """Whether the weight of a layer is stored in fewer than 16 bits."""
     weight = getattr(unwrapped(module), "weight", None)
     return not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.element_size() < 2
+
+
+def quantised_modules(model: nn.Module) -> list[str]:
+    """Full names of the linear layers whose weights are stored in fewer than 16 bits."""
+    return [name for name, module in base_modules(model) if "Linear" in type(module).__name__ and is_low_bit(module)]

@@ -150,8 +150,9 @@ def erase(
     with _in_one_line(debug, MISUSED):
         from . import SpaceConfig, SpaceTrainingArguments, load_public_images, select_anchors
         from . import erase as erase_concept
+        from ._peft import quantised_modules
         from .concepts import Concept
-        from .loading import load_base, quantised_modules
+        from .loading import load_base
         from .progress import Stages
         from .report import adapter_facts, check_output, peak_memory_mib, write_json
         from .tuner import describe_targets, targeted_modules

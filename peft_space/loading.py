@@ -18,10 +18,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ._peft import base_modules, is_low_bit
+from ._peft import quantised_modules
 from .tuner import describe_targets, language_model_targets
-
-_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .vlm import DTYPES
 
 
 def load_base(
@@ -58,9 +57,9 @@ def load_base(
     """
     if load_in_4bit and load_in_8bit:
         raise ValueError("`load_in_4bit` and `load_in_8bit` must not be given together; choose one.")
-    wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if wanted is None:
-        raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {dtype!r}.")
     config = _config(str(model_id), hub_kwargs)
     if device is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -95,11 +94,6 @@ def load_base(
     else:
         model = model.to(device)
     return model.requires_grad_(False).eval(), AutoProcessor.from_pretrained(model_id, **hub_kwargs)
-
-
-def quantised_modules(model: nn.Module) -> list[str]:
-    """Full names of the linear layers whose weights are stored in fewer than 16 bits."""
-    return [name for name, module in base_modules(model) if "Linear" in type(module).__name__ and is_low_bit(module)]
 
 
 def spared(model: nn.Module, targets: list[str]) -> list[str]:

@@ -17,6 +17,9 @@ from transformers import PreTrainedModel
 from ._peft import model_inside
 from .progress import advance
 
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What a model may be loaded as; "auto": as it is stored."""
+
 PADDING, IMAGE, TEXT, TEXT_ONLY = range(4)
 """Kinds of token: padding, an image token, text beside an image, and text of a prompt that holds no image."""
 

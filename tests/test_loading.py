@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from peft_space import load_base, loading
-from peft_space.loading import check_quantised, quantised_modules, spared
+from peft_space._peft import quantised_modules
+from peft_space.loading import check_quantised, spared
 from peft_space.tuner import language_model_targets
 from peft_space.vlm import Prompt, encode
 from tests.tiny import tiny_llama, tiny_llava, tiny_qwen

@@ -6,17 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoProcessor
 
-from peft_space._peft import base_modules, is_low_bit, present_adapters
+from peft_space._peft import present_adapters, quantised_modules
 from peft_space.adapter.fetch import fetch_adapter
 from peft_space.adapter.storage import load_erasure, whole_folder
 from peft_space.tuner import SpaceConfig
-
-_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from peft_space.vlm import DTYPES
 
 
 def merge_and_save(
@@ -47,8 +45,8 @@ def merge_and_save(
         ValueError: the base has fewer than 16 bits, is another model, or can't be found; or `dtype` is unknown.
         FileExistsError: the folder has files already and `overwrite` is false.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {dtype!r}.")
     adapter = fetch_adapter(adapter_dir, **hub_kwargs)
     config = SpaceConfig.from_pretrained(adapter)
     source = base if base is not None else config.base_model_name_or_path
@@ -86,13 +84,12 @@ def _load(source: str | os.PathLike[str], config: SpaceConfig, dtype: str, at: d
         raise ValueError(
             f"`base` must be a class of transformers to be loaded; got {name!r}. Do pass the model itself."
         )
-    return model_cls.from_pretrained(source, dtype=_DTYPES[dtype], **at)
+    return model_cls.from_pretrained(source, dtype=DTYPES[dtype], **at)
 
 
 def _refuse_low_bit(model: nn.Module) -> None:
     quantised = getattr(model, "hf_quantizer", None) is not None
-    linear = (name for name, module in base_modules(model) if "Linear" in type(module).__name__ and is_low_bit(module))
-    first = next(linear, None)
+    first = next(iter(quantised_modules(model)), None)
     if quantised or first is not None:
         raise ValueError(
             f"`base` must have 16 or 32 bits; got a quantised model{f' ({first})' if first else ''}: rounding the "
