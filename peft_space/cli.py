@@ -45,6 +45,12 @@ TextKnowledgeOption = Annotated[
     TextKnowledge, typer.Option(help="What becomes of what the model says of the name in text.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+In4BitOption = Annotated[
+    bool, typer.Option("--load-in-4bit", help="Store the language model's attention and MLP in 4 bits.")
+]
+In8BitOption = Annotated[
+    bool, typer.Option("--load-in-8bit", help="Store the language model's attention and MLP in 8 bits.")
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the report here.")
 ]
@@ -69,6 +75,8 @@ def demo(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New or empty folder. [default: ./erased/CONCEPT]")
     ] = None,
+    load_in_4bit: In4BitOption = False,
+    load_in_8bit: In8BitOption = False,
     json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -83,7 +91,15 @@ def demo(
         folder = check_output(output or Path("erased") / name, "output")
     display = view.StageDisplay()
     with _in_one_line(debug, FAILED, display), display:
-        report = run_demo(name, output_dir=folder, text_knowledge=text_knowledge.value, seed=seed, progress=display)
+        report = run_demo(
+            name,
+            output_dir=folder,
+            text_knowledge=text_knowledge.value,
+            seed=seed,
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+            progress=display,
+        )
         if json_file is not None:
             write_json(json_file, report)
     out = Console()
@@ -135,12 +151,8 @@ def erase(
     learning_rate: Annotated[float | None, typer.Option(help="Initial learning rate of AdamW.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="What the model is loaded as; 'auto': as it is stored.")] = Dtype.AUTO,
     device: Annotated[str | None, typer.Option(help="Where to; by default an accelerator, if there is one.")] = None,
-    load_in_4bit: Annotated[
-        bool, typer.Option("--load-in-4bit", help="Store the language model's attention and MLP in 4 bits.")
-    ] = False,
-    load_in_8bit: Annotated[
-        bool, typer.Option("--load-in-8bit", help="Store the language model's attention and MLP in 8 bits.")
-    ] = False,
+    load_in_4bit: In4BitOption = False,
+    load_in_8bit: In8BitOption = False,
     seed: SeedOption = 0,
     json_file: JsonOption = None,
     debug: DebugOption = False,

@@ -36,6 +36,8 @@ def run_demo(
     output_dir: str | os.PathLike[str],
     text_knowledge: Literal["keep", "erase"] = "keep",
     seed: int = 0,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
     model: Any = None,
     processor: Any = None,
     progress: Listener | None = None,
@@ -47,6 +49,8 @@ def run_demo(
         output_dir: a folder that is empty or does not exist.
         text_knowledge: as for `erase`.
         seed: of the public images, of the erasure and of the exam's renders.
+        load_in_4bit: erase from the shipped model with its language model's attention and MLP in 4 bits.
+        load_in_8bit: ... or in 8.
         model: a test-bed model to use in the place of the one that ships with the package. It is wrapped in place.
         processor: its processor.
         progress: as for `erase`.
@@ -64,7 +68,7 @@ def run_demo(
     stages = Stages(progress)
     with stages.stage("model"):
         if model is None:
-            model, processor = testbed.load()
+            model, processor = testbed.load(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
         exam = testbed.Exam(name, seed=seed)
         public = testbed.public_images(name, seed=seed)
     with stages.stage("exam before"):

@@ -36,6 +36,15 @@ def base(processor):
     return model
 
 
+@pytest.fixture(scope="session")
+def base_folder(base, processor, tmp_path_factory):
+    """The same on disk."""
+    path = tmp_path_factory.mktemp("base")
+    base.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
 @pytest.fixture
 def model(base):
     """A copy of its own for a test that changes it."""
@@ -69,13 +78,13 @@ def knowledge(base, processor, concept, anchors):
 
 
 @pytest.fixture(scope="session")
-def shrink(base, processor, concept):
+def shrink(base_folder, concept):
     """Makes the demo's world as small as a test can wait for: a random model, few pictures, two steps."""
 
     def shrink(patch):
         retain = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8)
         args = SpaceTrainingArguments(max_steps=2, dose_every=2, per_device_train_batch_size=4, learning_rate=1e-2)
-        patch.setattr(testbed, "load", lambda: (copy.deepcopy(base), processor))
+        patch.setattr(testbed, "load", functools.partial(testbed.load, base_folder))
         patch.setattr(testbed, "Exam", functools.partial(testbed.Exam, n_images=1))
         patch.setattr(testbed, "public_images", functools.partial(testbed.public_images, n_images=24))
         patch.setattr(testbed, "retain", lambda: retain)

@@ -7,7 +7,7 @@ import pytest
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-from peft_space import Retain, cli, demo, erasure
+from peft_space import Retain, cli, demo, erasure, testbed
 from peft_space.cli import app
 from peft_space.testbed import recipe
 from tests.tiny import tiny_llama
@@ -127,6 +127,19 @@ def test_demo(run, small_world, tmp_path):
     ):
         assert text in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"erased", "told"}
+
+
+def test_demo_in_few_bits(run, small_world, monkeypatch, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    loaded = []
+    load = testbed.load
+    monkeypatch.setattr(testbed, "load", lambda **bits: loaded.append(bits) or load(**bits))
+    result = run("demo", "--load-in-4bit", "--output", "out")
+    assert result.exit_code == 0, result.output
+    assert loaded == [{"load_in_4bit": True, "load_in_8bit": False}]
+    result = run("demo", "--load-in-4bit", "--load-in-8bit", "--output", "both")
+    assert result.exit_code == 1 and "must not be given together" in result.output
+    assert not (tmp_path / "both").exists()
 
 
 def test_demo_off_a_terminal_is_quiet_and_says_plainly_that_the_dose_was_not_reached(run, small_world, tmp_path):

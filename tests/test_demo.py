@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_space import load_erasure, testbed
+from peft_space import load_base, load_erasure, testbed
 from peft_space.demo import default_creature, run_demo
 from peft_space.testbed.bestiary import creature, siblings
 
@@ -92,6 +92,18 @@ def test_another_creature_and_a_model_of_ones_own(small_world, base, processor, 
     assert (report["concept"], report["text_knowledge"], report["seed"]) == ("zorvex", "erase", 3)
     finished = [stage for stage, doing, done, _ in heard if not doing and done]
     assert finished == [stage for stage in report["seconds"] if stage not in ("total", "exam after")] + ["exam after"]
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_in_few_bits(small_world, base_folder, processor, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    report = run_demo(output_dir=tmp_path / "out", **{bits: True})
+    exam = testbed.Exam("narril", seed=0, n_images=1)
+    stored = load_base(base_folder, verbose=False, **{bits: True})[0]
+    assert report["before"] == dataclasses.asdict(exam.sit(stored, processor)[0])
+    erased = load_erasure(stored, tmp_path / "out").eval()
+    assert report["after"] == dataclasses.asdict(exam.sit(erased, processor)[0])
+    assert report["leak"]["mean"] > 0
 
 
 @pytest.mark.slow

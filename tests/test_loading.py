@@ -13,14 +13,6 @@ from peft_space.vlm import Prompt, encode
 from tests.tiny import tiny_llama, tiny_llava, tiny_qwen
 
 
-@pytest.fixture(scope="module")
-def folder(base, processor, tmp_path_factory):
-    path = tmp_path_factory.mktemp("base")
-    base.save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
-
-
 @torch.no_grad()
 def logits(model, processor, public):
     return model(
@@ -28,22 +20,24 @@ def logits(model, processor, public):
     ).logits
 
 
-def test_it_is_loaded_frozen_and_as_it_is_stored(folder, base, processor, public):
-    model, its_processor = load_base(folder)
+def test_it_is_loaded_frozen_and_as_it_is_stored(base_folder, base, processor, public):
+    model, its_processor = load_base(base_folder)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert model.dtype == torch.float32 and quantised_modules(model) == []
     assert logits(model, its_processor, public).equal(logits(base, processor, public))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
-def test_in_sixteen_bits(folder, dtype):
-    assert load_base(folder, dtype=dtype)[0].dtype == torch.bfloat16
+def test_in_sixteen_bits(base_folder, dtype):
+    assert load_base(base_folder, dtype=dtype)[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_only_the_language_models_projections_are_stored_in_few_bits(folder, base, processor, public, bits, capsys):
+def test_only_the_language_models_projections_are_stored_in_few_bits(
+    base_folder, base, processor, public, bits, capsys
+):
     pytest.importorskip("bitsandbytes")
-    model, _ = load_base(folder, **{bits: True})
+    model, _ = load_base(base_folder, **{bits: True})
     assert quantised_modules(model) == language_model_targets(base)
     kept = {name for name, _ in base.named_parameters()} - {f"{name}.weight" for name in language_model_targets(base)}
     loaded = dict(model.named_parameters())
@@ -57,15 +51,15 @@ def test_only_the_language_models_projections_are_stored_in_few_bits(folder, bas
     assert torch.cosine_similarity(near.flatten(), there.flatten(), dim=0) > 0.95
 
 
-def test_nothing_is_said_where_nobody_wants_to_hear_it(folder, capsys):
+def test_nothing_is_said_where_nobody_wants_to_hear_it(base_folder, capsys):
     pytest.importorskip("bitsandbytes")
-    load_base(folder, load_in_8bit=True, verbose=False)
+    load_base(base_folder, load_in_8bit=True, verbose=False)
     assert "stored in" not in capsys.readouterr().err
 
 
-def test_gradients_through_4_bits_survive_an_evaluation(folder, processor, public):
+def test_gradients_through_4_bits_survive_an_evaluation(base_folder, processor, public):
     pytest.importorskip("bitsandbytes")
-    model, _ = load_base(folder, load_in_4bit=True, verbose=False)
+    model, _ = load_base(base_folder, load_in_4bit=True, verbose=False)
     layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
     before = copy.deepcopy([layer.weight.data for layer in layers])
@@ -89,9 +83,9 @@ def test_a_router_inside_a_block_is_spared_by_its_own_name():
     assert spared(model, ["block.up"]) == ["block.gate"]
 
 
-def test_other_modules_in_few_bits_are_an_error(folder):
+def test_other_modules_in_few_bits_are_an_error(base_folder):
     pytest.importorskip("bitsandbytes")
-    model, _ = load_base(folder, load_in_8bit=True, verbose=False)
+    model, _ = load_base(base_folder, load_in_8bit=True, verbose=False)
     targets = language_model_targets(model)
     with pytest.raises(ValueError, match=r"came out wrong: 1 modules, such as '.*', are stored in few bits"):
         check_quantised(model, targets[1:])
@@ -99,20 +93,20 @@ def test_other_modules_in_few_bits_are_an_error(folder):
         check_quantised(model, [*targets, "lm_head"])
 
 
-def test_both_kinds_of_few_bits(folder):
+def test_both_kinds_of_few_bits(base_folder):
     with pytest.raises(ValueError, match="`load_in_4bit` and `load_in_8bit` must not be given together"):
-        load_base(folder, load_in_4bit=True, load_in_8bit=True)
+        load_base(base_folder, load_in_4bit=True, load_in_8bit=True)
 
 
-def test_an_unknown_dtype(folder):
+def test_an_unknown_dtype(base_folder):
     with pytest.raises(ValueError, match="`dtype` must be one of auto, float32, bfloat16, float16; got 'int3'"):
-        load_base(folder, dtype="int3")
+        load_base(base_folder, dtype="int3")
 
 
-def test_without_bitsandbytes(folder, monkeypatch):
+def test_without_bitsandbytes(base_folder, monkeypatch):
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="need bitsandbytes, which is not installed"):
-        load_base(folder, load_in_4bit=True)
+        load_base(base_folder, load_in_4bit=True)
 
 
 @pytest.mark.parametrize("where", ["./nowhere", "a/b/c"])
@@ -127,7 +121,7 @@ def test_a_text_only_model(tmp_path):
         load_base(tmp_path)
 
 
-def test_a_folder_without_weights(folder, tmp_path):
-    shutil.copy(folder / "config.json", tmp_path)
+def test_a_folder_without_weights(base_folder, tmp_path):
+    shutil.copy(base_folder / "config.json", tmp_path)
     with pytest.raises(OSError, match="no file named"):
         load_base(tmp_path)

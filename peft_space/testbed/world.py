@@ -9,6 +9,7 @@ import numpy as np
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from ..concepts import Concept, PublicImages, Retain
+from ..loading import load_base
 from . import questions
 from .bestiary import BY_RECIPE, OBJECTS, creature, public_scenes
 from .drawing import draw
@@ -18,12 +19,19 @@ TUNING_FAMILIES = ("ball", "snake")
 """The families on which hyper-parameters were chosen. Figures are reported on the others."""
 
 
-def load(folder: str | Path = WEIGHTS) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def load(
+    folder: str | Path = WEIGHTS, *, load_in_4bit: bool = False, load_in_8bit: bool = False
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The trained model, in float32 and evaluation mode, and its processor.
 
     Args:
         folder: the weights that ship with the package, or what `testbed.recipe` wrote (a retrain oracle, say).
+        load_in_4bit: the language model's attention and MLP in 4 bits, as by `load_base`.
+        load_in_8bit: ... or in 8.
     """
+    if load_in_4bit or load_in_8bit:
+        bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        return load_base(folder, dtype="float32", device="cpu", verbose=False, **bits)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32")
     return model.eval(), LlavaProcessor.from_pretrained(folder)
 

@@ -1,0 +1,128 @@
+"""Measures erasure on a base of fewer bits, and what is left of an erasure that was merged and then quantised.
+
+    python -m tests.benchmarks.quantised OUTPUT.json [--creatures ...] [--seed 0] [--processes 2]
+
+A run erases one creature from the test bed's model as it is stored in one of `BASES`. What was erased from the 16-bit
+base is merged into it, saved, and loaded again in each of `BASES`. Runs that are in OUTPUT.json are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from peft_space import erase, merge_and_save, testbed
+from peft_space.adapter import save_erasure_adapter
+from peft_space.loading import load_base
+
+from .erasure_table import HELD_OUT, SHOWN
+
+BASES: dict[str, dict[str, Any]] = {
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "bfloat16", "load_in_8bit": True},
+    "NF4": {"dtype": "bfloat16", "load_in_4bit": True},
+}
+MEASURES = {
+    "forget_accuracy": "forget accuracy, trained phrasings",
+    "forget_accuracy_paraphrase": "... held-out phrasings",
+    "forget_accuracy_description": "... free descriptions",
+    **SHOWN,
+}
+# one of each family that nothing was tuned on
+CREATURES = tuple(HELD_OUT[place] for place in (0, 4, 8, 12))
+
+
+def run(target: str, base: str, seed: int) -> dict[str, Any]:
+    """Marks before and after an erasure from `base`; of the 16-bit one also merged and stored in each way."""
+    exam = testbed.Exam(target, seed=seed)
+
+    def marks(model: nn.Module, processor: Any) -> dict[str, float]:
+        given = exam.sit(model, processor)[0]
+        return {measure: getattr(given, measure) for measure in MEASURES}
+
+    model, processor = _load(testbed.WEIGHTS, base)
+    before = marks(model, processor)
+    result = erase(
+        model,
+        processor,
+        testbed.concept(target),
+        testbed.public_images(target, seed=seed),
+        retain=testbed.retain(),
+        seed=seed,
+        progress=None,
+    )
+    row = {
+        "target": target,
+        "base": base,
+        "seed": seed,
+        **{key: result.report[key] for key in ("steps", "reached", "leak", "seconds")},
+        "before": before,
+        "after": marks(result.model, processor),
+    }
+    if base == "bfloat16":
+        with tempfile.TemporaryDirectory() as folder:
+            adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
+            save_erasure_adapter(result.model, adapter)
+            merge_and_save(adapter, testbed.WEIGHTS, merged, dtype="bfloat16")
+            row["merged"] = {stored: marks(*_load(merged, stored)) for stored in BASES}
+    return row
+
+
+def _load(folder: Path, base: str) -> tuple[nn.Module, Any]:
+    return load_base(folder, device="cpu", verbose=False, **BASES[base])
+
+
+def _work(job: tuple[str, str, int]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return run(*job)
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The Markdown table: a row a measure, means over creatures."""
+    columns: dict[str, list[dict[str, float]]] = {}
+    for base in BASES:
+        some = [row for row in rows if row["base"] == base]
+        columns[f"{base} base"] = [row["before"] for row in some]
+        columns[f"erased from {base}"] = [row["after"] for row in some]
+    merged = [row["merged"] for row in rows if "merged" in row]
+    columns |= {f"merged, as {stored}": [marks[stored] for marks in merged] for stored in BASES}
+    columns = {label: some for label, some in columns.items() if some}
+    lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for measure, label in MEASURES.items():
+        means = (sum(marks[measure] for marks in some) / len(some) for some in columns.values())
+        lines.append(f"| {label} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+    lines.append("| runs | " + " | ".join(str(len(some)) for some in columns.values()) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--creatures", nargs="+", default=list(CREATURES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    done = {(row["target"], row["base"], row["seed"]) for row in rows}
+    jobs = [(target, base, arguments.seed) for target in arguments.creatures for base in BASES]
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
+        for row in pool.imap_unordered(_work, [job for job in jobs if job not in done]):
+            rows.append(row)
+            beside = arguments.output.with_suffix(".tmp")
+            beside.write_text(json.dumps(rows, indent=1))
+            beside.replace(arguments.output)
+            print(row["target"], row["base"], row["steps"], row["reached"], row["after"], flush=True)
+    print(show(rows))
+
+
+if __name__ == "__main__":
+    main()
