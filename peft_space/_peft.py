@@ -205,7 +205,13 @@ def merged_adapters(base: nn.Module) -> set[str]:
 def is_low_bit(module: nn.Module) -> bool:
     """Whether the weight of a layer is stored in fewer than 16 bits."""
     weight = getattr(unwrapped(module), "weight", None)
-    return not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.element_size() < 2
+    return not isinstance(weight, Tensor) or few_bits(weight)
+
+
+def few_bits(tensor: Tensor) -> bool:
+    """Whether values are stored in fewer than 16 bits. A tensor of torchao says that it holds floats, and holds none."""
+    by_torchao = type(tensor).__module__.startswith("torchao.")
+    return by_torchao or not tensor.is_floating_point() or tensor.element_size() < 2
 
 
 def quantised_modules(model: nn.Module) -> list[str]:

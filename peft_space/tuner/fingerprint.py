@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor, nn
 
-from peft_space._peft import base_parameters, merged_adapters
+from peft_space._peft import base_parameters, few_bits, merged_adapters
 from peft_space.vlm import base_of
 
 _TENSORS = 48
@@ -121,7 +121,7 @@ def _config_hash(config: dict[str, Any]) -> str:
 
 
 def _readable(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.element_size() >= 2 and not tensor.is_meta and tensor.numel() > 0
+    return not few_bits(tensor) and not tensor.is_meta and tensor.numel() > 0
 
 
 def _chosen(base: Any) -> list[tuple[str, Tensor]]:
