@@ -209,7 +209,7 @@ def is_low_bit(module: nn.Module) -> bool:
 
 
 def few_bits(tensor: Tensor) -> bool:
-    """Whether values are stored in fewer than 16 bits. A tensor of torchao says that it holds floats, and holds none."""
+    """Whether values are stored in fewer than 16 bits. A tensor of torchao passes for one of floats."""
     by_torchao = type(tensor).__module__.startswith("torchao.")
     return by_torchao or not tensor.is_floating_point() or tensor.element_size() < 2
 
