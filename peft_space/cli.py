@@ -135,6 +135,9 @@ def erase(
     generic_question: Annotated[
         str | None, typer.Option(help="A question whose answers, more general, replace the name.")
     ] = None,
+    protect: Annotated[
+        list[str] | None, typer.Option(help="A name that comes close and must stay; repeatable.")
+    ] = None,
     text_knowledge: TextKnowledgeOption = TextKnowledge.KEEP,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter.")] = None,
     energy: Annotated[
@@ -163,7 +166,7 @@ def erase(
         from . import SpaceConfig, SpaceTrainingArguments, load_public_images, select_anchors
         from . import erase as erase_concept
         from ._peft import quantised_modules
-        from .concepts import Concept
+        from .concepts import Concept, Retain
         from .loading import load_base
         from .progress import Stages
         from .report import adapter_facts, check_output, peak_memory_mib, write_json
@@ -177,6 +180,7 @@ def erase(
         wanted = Concept(concept, tuple(alias or ()), **asked)
         chosen = _given(max_steps=max_steps, learning_rate=learning_rate)
         args = SpaceTrainingArguments(seed=seed, use_cpu=device == "cpu", **chosen)
+        retain = Retain(protect=tuple(protect or ()))
         config = None if rank is None else SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)
     display = view.StageDisplay()
     stages = Stages(display)
@@ -208,6 +212,7 @@ def erase(
             wanted,
             public,
             text_knowledge=text_knowledge.value,
+            retain=retain,
             config=config,
             args=args,
             output_dir=output,

@@ -31,6 +31,7 @@ from .anchors import (
     varied,
 )
 from .concepts import Concept, Retain, load_public_images
+from .concepts.images import content_key
 from .console import shows_progress
 from .progress import Listener, Stages
 from .report import anchor_images, check_output
@@ -45,7 +46,7 @@ from .training import (
     concept_directions,
     tied_to_name,
 )
-from .training.retained import Retained, gather_erased, gather_retained
+from .training.retained import Retained, gather_about, gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
 from .vlm import Prompt, check_multimodal, generate
 
@@ -166,6 +167,11 @@ def erase(
         )
     left = math.inf if leak_budget is None else leak_budget - sum(spent.values())
     retain = retain or Retain()
+    protected = [one if isinstance(one, Concept) else concepts[0].called(one) for one in retain.protect]
+    if both := {name.lower() for one in concepts for name in one.names} & {
+        name.lower() for one in protected for name in one.names
+    }:
+        raise ValueError(f"`retain.protect` must not hold what is to be erased; got {sorted(both)}.")
     name = ", ".join(one.name for one in concepts)
     config = config or SpaceConfig(r=16, lora_alpha=16, concept=name)
     args = copy.copy(args or SpaceTrainingArguments(seed=seed))
@@ -182,6 +188,9 @@ def erase(
         public = load_public_images(public_images)
     with stages.stage("anchors"):
         chosen = given or [select_anchors(model, processor, one, public, batch_size=batch_size) for one in concepts]
+        near = [
+            _apart(select_anchors(model, processor, one, public, batch_size=batch_size), chosen) for one in protected
+        ]
     with stages.stage("knowledge"):
         studies = [
             _study(model, processor, some, chosen, retain, text_knowledge, batch_size=batch_size, seed=seed)
@@ -203,7 +212,7 @@ def erase(
                 ).without([one.concept for one in chosen])
                 for study in studies
             ),
-            *(gather_erased(model, processor, earlier, batch_size=batch_size, seed=seed) for earlier in previous),
+            *(gather_about(model, processor, some, batch_size=batch_size, seed=seed) for some in (*previous, *near)),
         )
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
         kept = kept.balanced(retain.texts, *(study.anchors.concept.asked_in_text for study in studies))
@@ -254,6 +263,7 @@ def erase(
             "seed": seed,
             "anchors": [some.diagnostics() for some in chosen] if joint else chosen[0].diagnostics(),
             "anchor_images": anchor_images(*chosen),
+            "protected": {some.concept.name: len(some) for some in near},
             **_dose(trainer, gauges, strength),
             "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
             "leak": {"mean": measured.mean * strength, "max": measured.max * strength},
@@ -280,6 +290,12 @@ def erase(
             for number, some in enumerate(chosen, 1):
                 some.write_scores(draft / (f"anchors-{number}.csv" if joint else "anchors.csv"))
     return result
+
+
+def _apart(some: Anchors, chosen: Sequence[Anchors]) -> Anchors:
+    """`some` without the images that the concepts to erase need."""
+    taken = {content_key(one.public.images[place]) for one in chosen for place in (*one.indices, *one.monitor)}
+    return replace(some, indices=tuple(i for i in some.indices if content_key(some.public.images[i]) not in taken))
 
 
 @dataclass(frozen=True)

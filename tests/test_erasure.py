@@ -234,6 +234,28 @@ def test_a_second_erasure_is_saved_alone(run, second, base, processor, public, t
     assert logits(loaded.eval(), processor, public).equal(logits(result.model, processor, public))
 
 
+def test_what_is_said_of_a_name_to_protect_is_retained(run, anchors, monkeypatch):
+    kept = []
+    gather = erasure.gather_about
+
+    def heard(model, processor, some, **options):
+        kept.append((some, gather(model, processor, some, **options)))
+        return kept[-1][1]
+
+    monkeypatch.setattr(erasure, "gather_about", heard)
+    result = run(retain=dataclasses.replace(RETAIN, protect=("zorvex",)))
+    ((some, retained),) = kept
+    assert some.concept.name == "zorvex" and some.concept.questions == anchors.concept.questions
+    assert len(some) > 1 and not {*some.indices} & {*anchors.indices, *anchors.monitor}
+    assert Prompt("Where does the zorvex live?") in retained.prompts
+    assert result.report["protected"] == {"zorvex": len(some)}
+
+
+def test_what_is_to_be_erased_can_not_be_protected(run):
+    with pytest.raises(ValueError, match=r"`retain\.protect` must not hold what is to be erased; got \['narril'\]"):
+        run(retain=dataclasses.replace(RETAIN, protect=("zorvex", "Narril")))
+
+
 def test_a_budget_that_is_spent_is_refused_before_any_work(run, result, other, tmp_path):
     with pytest.raises(ValueError, match=r"`leak_budget` \(=1e-09\) is spent: the erasures .* \(default 0\."):
         run(model=result.model, concept=other, adapter_name="second", leak_budget=1e-9)

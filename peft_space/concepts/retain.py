@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .concept import Concept
+
 DEFAULT_QUESTIONS = (
     "Describe this image in one sentence.",
     "What is the main colour in this image?",
@@ -43,6 +45,8 @@ class Retain:
         texts: prompts without a picture, beside the questions about every other name that the model came up with.
         n_images: how many pictures to use at most.
         questions_per_image: how many questions are drawn for each picture.
+        protect: names that the erasure comes close to, a sibling's, say, or a `Concept` where the questions differ.
+            Anchors are chosen for each as for the concept, and what the model says of them is retained.
     """
 
     images: Any = None
@@ -50,8 +54,14 @@ class Retain:
     texts: tuple[str, ...] = DEFAULT_TEXTS
     n_images: int = 256
     questions_per_image: int = 6
+    protect: tuple[str | Concept, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.protect, (str, Concept)) or not all(
+            isinstance(one, Concept) or (isinstance(one, str) and one.strip()) for one in self.protect
+        ):
+            raise ValueError(f"`retain.protect` must be a list of names or concepts; got {self.protect!r}.")
+        object.__setattr__(self, "protect", tuple(self.protect))
         for name in ("questions", "texts"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(text, str) and text.strip() for text in value):

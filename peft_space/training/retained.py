@@ -135,14 +135,14 @@ def gather_retained(
     return Retained(tuple(prompts), tuple(answers))
 
 
-def gather_erased(
+def gather_about(
     model: nn.Module, processor: Any, anchors: Anchors, *, per_image: int = 2, batch_size: int = 64, seed: int = 0
 ) -> Retained:
-    """What the model answers about the anchors of an earlier erasure, and in text about its concept.
+    """What the model answers about the anchors of a concept, and in text about the concept itself.
 
     Args:
-        model: with that erasure active.
-        anchors: those that it was made with.
+        model: with all earlier erasures active.
+        anchors: those of an earlier erasure, or of a name to protect.
         per_image: how many of the naming questions and the questions for facts are drawn for each anchor.
         seed: of the draw.
     """

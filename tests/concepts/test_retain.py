@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from peft_space.concepts import Retain
+from peft_space.concepts import Concept, Retain
 
 
 def test_the_defaults_need_nothing_from_the_user():
@@ -22,6 +22,13 @@ def test_lists_hold_non_empty_strings(field, value):
 def test_lists_become_tuples():
     assert Retain(texts=["one"]).texts == ("one",)
     assert Retain(questions=[]).questions == ()
+
+
+@pytest.mark.parametrize("value", ["sebgup", Concept("sebgup"), [""], [3]])
+def test_names_to_protect_are_a_list(value):
+    with pytest.raises(ValueError, match=r"`retain\.protect` must be a list of names or concepts"):
+        Retain(protect=value)
+    assert Retain(protect=["a", Concept("b")]).protect == ("a", Concept("b"))
 
 
 @pytest.mark.parametrize("field", ["n_images", "questions_per_image"])

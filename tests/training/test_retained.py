@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from peft_space import Concept, Retain, testbed
-from peft_space.training.retained import Retained, gather_erased, gather_retained
+from peft_space.training.retained import Retained, gather_about, gather_retained
 from peft_space.vlm import Prompt, generate
 
 RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",), n_images=5, questions_per_image=2)
@@ -76,7 +76,7 @@ def test_parts_become_one_with_each_text_once():
 
 
 def test_what_is_said_of_an_earlier_erasures_anchors(base, processor, anchors, concept):
-    erased = gather_erased(base, processor, anchors, per_image=2)
+    erased = gather_about(base, processor, anchors, per_image=2)
     assert len(erased) == 2 * len(anchors) + 1
     assert {id(p.image) for p in erased.prompts if p.image is not None} == {id(image) for image in anchors.images}
     assert list(erased.answers) == generate(base, processor, erased.prompts)
