@@ -9,9 +9,6 @@ name, and by that name or one of its family's. Nothing else of the package is us
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ from peft_space import Concept, testbed
 from peft_space.anchors.scores import concept_embedding, name_likelihood, projector_cosine
 from peft_space.testbed.bestiary import CREATURES, siblings
 from peft_space.vlm import Prompt, encode, generate, image_features, prompt_batches
+
+from .runs import gather
 
 N_ANCHORS, SHORT_LIST = 48, 384
 
@@ -89,11 +88,6 @@ def run(folder: Path, target: str, seed: int, n_images: int) -> dict[str, Any]:
     }
 
 
-def _work(job: tuple[Path, str, int, int]) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    return run(*job)
-
-
 def show(rows: list[dict[str, Any]]) -> str:
     """The Markdown table: a row a score; means over the families that defaults were chosen on, and over the others."""
     tuned = {known.name for known in CREATURES if known.family in testbed.TUNING_FAMILIES}
@@ -123,16 +117,10 @@ def main() -> None:
     parser.add_argument("--n-images", type=int, default=2000)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     rows: list[dict[str, Any]] = []
     jobs = [(arguments.model, target, arguments.seed, arguments.n_images) for target in arguments.creatures]
-    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        for row in pool.imap_unordered(_work, jobs):
-            rows.append(row)
-            beside = arguments.output.with_suffix(".tmp")
-            beside.write_text(json.dumps(rows, indent=1))
-            beside.replace(arguments.output)
-            print(row["target"], row["there"], row["precision"], flush=True)
+    for row in gather(run, jobs, arguments.output, rows, arguments.processes):
+        print(row["target"], row["there"], row["precision"], flush=True)
     print(show(rows))
 
 

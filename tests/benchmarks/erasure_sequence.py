@@ -11,7 +11,6 @@ stay). The curves are drawn beside the output.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,8 @@ from peft_space.testbed.bestiary import CREATURES, creature
 from peft_space.testbed.measure import Sheet, pictures
 from peft_space.tuner import default_targets
 from peft_space.vlm import Prompt, answer_log_probability, encode, generate, log_likelihood, prompt_batches, to_device
+
+from .runs import read, write
 
 # two of each family that nothing was tuned on
 SEQUENCE = ("narril", "zormok", "tevora", "nartus", "sebgup", "malwen", "lumril", "sebvex")
@@ -171,16 +172,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     sequence = [creature(name).name for name in arguments.creatures]
-    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    rows = read(arguments.output)
     for method in arguments.method:
         others = [row for row in rows if row["method"] != method]
 
         def save(steps: list[dict[str, Any]], others: list[dict[str, Any]] = others) -> None:
             nonlocal rows
             rows = others + steps
-            beside = arguments.output.with_suffix(".tmp")
-            beside.write_text(json.dumps(rows, indent=1))
-            beside.replace(arguments.output)
+            write(arguments.output, rows)
 
         run(method, sequence, arguments.seed, save)
     draw(rows, arguments.output.with_suffix(".png"))

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import multiprocessing
-import os
 import resource
 import tempfile
 import time
@@ -22,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from peft import PeftModel
 
 from peft_space import load_erasure, testbed
@@ -33,6 +29,8 @@ from peft_space.subspace import leak, leak_between
 from peft_space.testbed.bestiary import CREATURES
 from peft_space.training import SpaceTrainingArguments
 from peft_space.vlm import encode, prompt_batches
+
+from .runs import gather, read, write
 
 HELD_OUT = tuple(creature.name for creature in CREATURES if creature.family not in testbed.TUNING_FAMILIES)
 RETAINED = ("retained", "text, others", "general")
@@ -146,11 +144,6 @@ def _leak_on_disk(model: PeftModel, processor: Any, exam: testbed.Exam) -> dict[
     return {"loaded": loaded.mean, "merged": after.mean}
 
 
-def _work(job: tuple[str, int, str, dict[str, Any] | None]) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    return run(*job)
-
-
 def sit_oracle(folder: Path, seed: int) -> dict[str, Any]:
     """What a model that never saw the creature called like `folder` answers in that creature's exam."""
     exam = testbed.Exam(folder.name, seed=seed)
@@ -208,12 +201,6 @@ def show(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(rows, indent=1))
-    beside.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
@@ -224,33 +211,28 @@ def main() -> None:
     parser.add_argument("--oracles", type=Path, metavar="FOLDER")
     parser.add_argument("--show", action="store_true", help="print the table of what is there and stop")
     arguments = parser.parse_args()
-    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    rows = read(arguments.output)
     if arguments.oracles is not None:
         rows = [row for row in rows if row["variant"] != "oracle"]
         rows += [sit_oracle(folder, s) for folder in sorted(arguments.oracles.iterdir()) for s in arguments.seeds]
-        _write(arguments.output, rows)
+        write(arguments.output, rows)
     elif not arguments.show:
         done = {(row["target"], row["seed"], row["variant"]) for row in rows}
         wanted = [(c, s, v) for v in arguments.variants for s in arguments.seeds for c in arguments.creatures]
         base = {(row["target"], row["seed"]): row["before"] for row in rows}
         jobs = [(*job, base.get(job[:2])) for job in wanted if job not in done]
-        os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        # a process for each run: its peak memory is its own, and nothing is left over from the run before
-        with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
-            for row in pool.imap_unordered(_work, jobs):
-                rows.append(row)
-                _write(arguments.output, rows)
-                after = row["after"]
-                print(
-                    f"{row['variant']:>16} {row['target']} {row['seed']}: FA {after['forget_accuracy']:.2f} "
-                    f"{after['forget_accuracy_paraphrase']:.2f} {after['forget_accuracy_description']:.2f}, near "
-                    f"{after['retain_near']:.2f} ({row['before']['retain_near']:.2f}), far {after['retain_far']:.3f} "
-                    f"({row['before']['retain_far']:.3f}), attributes {after['target_attributes']:.2f}, indirect "
-                    f"{after['indirect_knowledge']:.2f}, text {after['text_facts_retained']:.3f} "
-                    f"{after['text_facts_target']:.2f}, mis {after['misidentified']:.2f}, leak "
-                    f"{row['leak']['mean']:.3f}, {row['steps']} steps ({row['stopped']}), {row['seconds']} s",
-                    flush=True,
-                )
+        for row in gather(run, jobs, arguments.output, rows, arguments.processes):
+            after = row["after"]
+            print(
+                f"{row['variant']:>16} {row['target']} {row['seed']}: FA {after['forget_accuracy']:.2f} "
+                f"{after['forget_accuracy_paraphrase']:.2f} {after['forget_accuracy_description']:.2f}, near "
+                f"{after['retain_near']:.2f} ({row['before']['retain_near']:.2f}), far {after['retain_far']:.3f} "
+                f"({row['before']['retain_far']:.3f}), attributes {after['target_attributes']:.2f}, indirect "
+                f"{after['indirect_knowledge']:.2f}, text {after['text_facts_retained']:.3f} "
+                f"{after['text_facts_target']:.2f}, mis {after['misidentified']:.2f}, leak "
+                f"{row['leak']['mean']:.3f}, {row['steps']} steps ({row['stopped']}), {row['seconds']} s",
+                flush=True,
+            )
     print(show(rows))
 
 

@@ -9,14 +9,10 @@ base is merged into it, saved, and loaded again in each of `BASES`. Runs that ar
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from peft_space import erase, merge_and_save, testbed
@@ -24,6 +20,7 @@ from peft_space.adapter import save_erasure_adapter
 from peft_space.loading import load_base
 
 from .erasure_table import HELD_OUT, SHOWN
+from .runs import gather, read
 
 BASES: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
@@ -80,11 +77,6 @@ def _load(folder: Path, base: str) -> tuple[nn.Module, Any]:
     return load_base(folder, device="cpu", verbose=False, **BASES[base])
 
 
-def _work(job: tuple[str, str, int]) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    return run(*job)
-
-
 def show(rows: list[dict[str, Any]]) -> str:
     """The Markdown table: a row a measure, means over creatures."""
     columns: dict[str, list[dict[str, float]]] = {}
@@ -110,17 +102,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    rows = read(arguments.output)
     done = {(row["target"], row["base"], row["seed"]) for row in rows}
     jobs = [(target, base, arguments.seed) for target in arguments.creatures for base in BASES]
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
-        for row in pool.imap_unordered(_work, [job for job in jobs if job not in done]):
-            rows.append(row)
-            beside = arguments.output.with_suffix(".tmp")
-            beside.write_text(json.dumps(rows, indent=1))
-            beside.replace(arguments.output)
-            print(row["target"], row["base"], row["steps"], row["reached"], row["after"], flush=True)
+    jobs = [job for job in jobs if job not in done]
+    for row in gather(run, jobs, arguments.output, rows, arguments.processes):
+        print(row["target"], row["base"], row["steps"], row["reached"], row["after"], flush=True)
     print(show(rows))
 
 

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from peft_space import erase, leak, scale_adapter, testbed
 from peft_space.vlm import encode, prompt_batches
 
 from .quantised import CREATURES
+from .runs import gather
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 CURVES = {
@@ -51,11 +47,6 @@ def run(target: str, seed: int) -> list[dict[str, Any]]:
         marks = dataclasses.asdict(exam.sit(erased, processor)[0])
         rows.append({"target": target, "strength": strength, **marks, "leak": leak(erased, batches).mean})
     return rows
-
-
-def _work(job: tuple[str, int]) -> list[dict[str, Any]]:
-    torch.set_num_threads(1)
-    return run(*job)
 
 
 def means(rows: list[dict[str, Any]]) -> dict[float, dict[str, float]]:
@@ -97,14 +88,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    rows: list[dict[str, Any]] = []
-    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
-        for some in pool.imap_unordered(_work, [(target, arguments.seed) for target in arguments.creatures]):
-            rows += some
-            beside = arguments.output.with_suffix(".tmp")
-            beside.write_text(json.dumps(rows, indent=1))
-            beside.replace(arguments.output)
+    jobs = [(target, arguments.seed) for target in arguments.creatures]
+    rows = [row for some in gather(run, jobs, arguments.output, [], arguments.processes) for row in some]
     print(show(rows))
     draw(rows, arguments.output.with_suffix(".png"))
 
