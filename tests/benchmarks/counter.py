@@ -1,0 +1,164 @@
+"""Counts the bytes of every tensor that is alive, on real tensors or on ones without content (the meta device)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from bitsandbytes.backends.default.ops import _gemm_4bit_default_impl
+from bitsandbytes.nn import Linear4bit, Params4bit
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+ALLOCATION = 512
+"""CUDA's allocator hands out multiples of so many bytes."""
+
+_aten = torch.ops.aten
+# what needs the values of an integer or boolean tensor beside a tensor without content
+_BY_VALUE = {_aten.index.Tensor, _aten.embedding.default, _aten._index_put_impl_.default, _aten.index_put_.default}
+_SOME = 1e-6
+
+
+class Counter(TorchDispatchMode):
+    """Follows the storages that are made while it is on; `peak` is the most that were alive at a time, in bytes.
+
+    torch's own `MemTracker` counts alike, but refuses a model that runs more than once, as in every stage here.
+
+    On the meta device the real code runs without memory. Integers and booleans stay real there, as masks and grids
+    decide about shapes: a comparison of floats is true, an `argmax` is 0 and any single number is 1e-6. What the code
+    brings to the CPU itself is host memory and not counted; integers and booleans always are.
+
+    Args:
+        device: "meta" or "cpu": floating tensors of which device are counted.
+        allocation: sizes are rounded up to multiples of so many bytes.
+    """
+
+    def __init__(self, device: str, allocation: int = 1) -> None:
+        super().__init__()
+        self.device, self.allocation = device, allocation
+        self.alive = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def add(self, *tensors: Tensor) -> None:
+        """Counts storages that were made before."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            host = tensor.device.type != self.device and tensor.is_floating_point()
+            if storage in self._known or host:
+                continue
+            size = -(-storage.nbytes() // self.allocation) * self.allocation
+            self._known[storage] = size
+            self.alive += size
+            weakref.finalize(storage, self._free, size)
+        self.peak = max(self.peak, self.alive)
+
+    def add_model(self, model: nn.Module) -> None:
+        self.add(*model.parameters(), *model.buffers())
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                state = module.weight.quant_state
+                self.add(state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+
+    def _free(self, size: int) -> None:
+        self.alive -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.device == "meta":
+            if func is torch.ops.bitsandbytes.gemm_4bit.default:
+                # as every device does it where there is no kernel for the shape: with the whole weight in 16 bits
+                with self:
+                    return _gemm_4bit_default_impl(*args, **kwargs)
+            out = _without_content(func, args, kwargs)
+        else:
+            out = func(*args, **kwargs)
+        self.add(*(leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)))
+        return out
+
+
+def _without_content(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    meta = any(tensor.is_meta for tensor in given)
+    if func is _aten._local_scalar_dense.default and meta:
+        return _SOME
+    to = kwargs.get("device")
+    if func is _aten._to_copy.default:
+        if meta and to is not None and to.type == "cpu":
+            return torch.full(args[0].shape, _SOME, dtype=kwargs.get("dtype") or args[0].dtype)
+        if not meta and to is not None and to.type == "meta" and not args[0].is_floating_point():
+            return func(*args, **kwargs | {"device": torch.device("cpu")})
+    elif func in (_aten.copy_.default,) and meta and not args[0].is_meta:
+        return args[0]
+    if not meta:
+        if to is not None and torch.device(to).type == "meta":
+            out = func(*args, **kwargs)
+            return out if out.is_floating_point() else func(*args, **kwargs | {"device": torch.device("cpu")})
+        return func(*args, **kwargs)
+    by_value = func in _BY_VALUE
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor if tensor.is_meta or (by_value and not tensor.is_floating_point()) else tensor.to("meta")
+
+    args, kwargs = ([tree_map_only(Tensor, moved, part) for part in args], tree_map_only(Tensor, moved, kwargs))
+    return tree_map_only(Tensor, _real_where_integer, func(*args, **kwargs))
+
+
+def _real_where_integer(tensor: Tensor) -> Tensor:
+    if not tensor.is_meta or tensor.is_floating_point() or tensor.dtype == torch.uint8:
+        return tensor
+    return torch.full(tensor.shape, tensor.dtype == torch.bool, dtype=tensor.dtype)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as CUDA's memory-efficient kernel; on the meta device torch would write out all weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or not args[0].is_meta:
+            return func(*args, **kwargs)
+        query, key, value = args
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
+        mask = kwargs.get("attn_mask")
+        if mask is not None:
+            mask = torch.zeros(mask.shape, dtype=query.dtype, device="meta").expand(*query.shape[:3], key.shape[2])
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, mask, torch.is_grad_enabled(), kwargs.get("dropout_p", 0.0), False
+        )[0]
+
+
+@contextmanager
+def counting(model: nn.Module, device: str, allocation: int = 1) -> Iterator[Counter]:
+    """Counts what is done inside, the model's weights included."""
+    counter = Counter(device, allocation)
+    counter.add_model(model)
+    with _FusedAttention(), counter:
+        yield counter
+
+
+def fake_nf4(model: nn.Module, targets: Sequence[str]) -> None:
+    """Puts bitsandbytes' own NF4 layers with double quantisation in the place of linear layers on the meta device."""
+    for name in targets:
+        old = model.get_submodule(name)
+        assert isinstance(old, nn.Linear)
+        new = Linear4bit(
+            old.in_features,
+            old.out_features,
+            old.bias is not None,
+            compute_dtype=old.weight.dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
+        weight = Params4bit(old.weight.detach(), requires_grad=False, compress_statistics=True, quant_type="nf4")
+        new.weight, new.bias = weight._quantize("meta"), old.bias
+        new.quant_state = new.weight.quant_state
+        model.set_submodule(name, new)
+    model.is_loaded_in_4bit = True
