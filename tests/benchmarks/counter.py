@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
+from transformers.utils.quantization_config import QuantizationMethod
 
 ALLOCATION = 512
 """CUDA's allocator hands out multiples of so many bytes."""
@@ -64,6 +65,10 @@ class Counter(TorchDispatchMode):
             if isinstance(module, Linear4bit):
                 state = module.weight.quant_state
                 self.add(state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+
+    def reset(self) -> None:
+        """From here on the peak is that of what follows."""
+        self.peak = self.alive
 
     def _free(self, size: int) -> None:
         self.alive -= size
@@ -143,8 +148,8 @@ def counting(model: nn.Module, device: str, allocation: int = 1) -> Iterator[Cou
         yield counter
 
 
-def fake_nf4(model: nn.Module, targets: Sequence[str]) -> None:
-    """Puts bitsandbytes' own NF4 layers with double quantisation in the place of linear layers on the meta device."""
+def nf4(model: nn.Module, targets: Sequence[str], device: str) -> None:
+    """Puts bitsandbytes' NF4 layers with double quantisation, on `device`, in the place of linear layers."""
     for name in targets:
         old = model.get_submodule(name)
         assert isinstance(old, nn.Linear)
@@ -157,8 +162,10 @@ def fake_nf4(model: nn.Module, targets: Sequence[str]) -> None:
             quant_type="nf4",
             device="meta",
         )
+        new.support_avx512bf16_for_cpu = False
         weight = Params4bit(old.weight.detach(), requires_grad=False, compress_statistics=True, quant_type="nf4")
-        new.weight, new.bias = weight._quantize("meta"), old.bias
+        new.weight, new.bias = weight._quantize(device), old.bias
         new.quant_state = new.weight.quant_state
         model.set_submodule(name, new)
     model.is_loaded_in_4bit = True
+    model.quantization_method = QuantizationMethod.BITS_AND_BYTES
