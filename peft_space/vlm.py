@@ -20,8 +20,8 @@ from .progress import advance
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a model may be loaded as; "auto": as it is stored."""
 
-BATCH_NUMBERS = 2**24
-"""Most tokens of a batch times the language model's width: 4096 tokens of a model of 7 billion parameters."""
+BATCH_NUMBERS = 2**23
+"""Most tokens of a batch times the language model's width: 2048 tokens of a model of 7 billion parameters."""
 ANSWER_TOKENS = 32
 """What is reckoned for the answer behind a prompt."""
 

@@ -154,6 +154,18 @@ def test_batches_hold_every_prompt_once_and_do_not_mix(processor, model):
         assert len({mixed[index].image is None for index in batch}) == 1
 
 
+def test_of_long_prompts_fewer_go_into_a_batch(processor, model, monkeypatch):
+    mixed = [*prompts(True), *prompts(False)]
+    longest = vlm.encode(processor, [mixed[2]])["input_ids"].shape[1] + vlm.ANSWER_TOKENS
+    monkeypatch.setattr(vlm, "BATCH_NUMBERS", 2 * longest * model.config.text_config.hidden_size)
+    assert vlm.rows_at_a_time(model, processor, mixed[:3], 64) == 2
+    assert vlm.rows_at_a_time(model, processor, mixed[:3], 1) == 1
+    sizes = [len(batch) for batch in vlm.prompt_batches(model, processor, mixed, 64)]
+    assert sizes == [2, 1, 3]
+    monkeypatch.setattr(vlm, "BATCH_NUMBERS", 1)
+    assert vlm.rows_at_a_time(model, processor, mixed[:3], 64) == 1
+
+
 def test_a_listener_is_told_how_far_it_is(processor, model):
     heard = []
     stages = Stages(lambda *what: heard.append(what))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from bitsandbytes.backends.default.ops import _gemm_4bit_default_impl
 from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 from transformers.utils.quantization_config import QuantizationMethod
 
 ALLOCATION = 512
@@ -44,19 +44,20 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.device, self.allocation = device, allocation
         self.alive = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def add(self, *tensors: Tensor) -> None:
         """Counts storages that were made before."""
         for tensor in tensors:
+            if tensor.device.type != self.device and tensor.is_floating_point():
+                continue
             storage = tensor.untyped_storage()
-            host = tensor.device.type != self.device and tensor.is_floating_point()
-            if storage in self._known or host:
+            key = storage._cdata
+            if key in self._known:
                 continue
             size = -(-storage.nbytes() // self.allocation) * self.allocation
-            self._known[storage] = size
+            self._known[key] = weakref.ref(storage, lambda gone, key=key, size=size: self._free(key, size))
             self.alive += size
-            weakref.finalize(storage, self._free, size)
         self.peak = max(self.peak, self.alive)
 
     def add_model(self, model: nn.Module) -> None:
@@ -70,7 +71,8 @@ class Counter(TorchDispatchMode):
         """From here on the peak is that of what follows."""
         self.peak = self.alive
 
-    def _free(self, size: int) -> None:
+    def _free(self, key: int, size: int) -> None:
+        del self._known[key]
         self.alive -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,12 +85,20 @@ class Counter(TorchDispatchMode):
             out = _without_content(func, args, kwargs)
         else:
             out = func(*args, **kwargs)
-        self.add(*(leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)))
+        self.add(*_tensors((out,)))
         return out
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
 def _without_content(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    given = [*_tensors(args), *_tensors(kwargs.values())]
     meta = any(tensor.is_meta for tensor in given)
     if func is _aten._local_scalar_dense.default and meta:
         return _SOME
@@ -110,8 +120,10 @@ def _without_content(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def moved(tensor: Tensor) -> Tensor:
         return tensor if tensor.is_meta or (by_value and not tensor.is_floating_point()) else tensor.to("meta")
 
-    args, kwargs = ([tree_map_only(Tensor, moved, part) for part in args], tree_map_only(Tensor, moved, kwargs))
-    return tree_map_only(Tensor, _real_where_integer, func(*args, **kwargs))
+    if not all(tensor.is_meta for tensor in given):
+        args, kwargs = tree_map_only(Tensor, moved, (args, kwargs))
+    out = func(*args, **kwargs)
+    return _real_where_integer(out) if isinstance(out, Tensor) else tree_map_only(Tensor, _real_where_integer, out)
 
 
 def _real_where_integer(tensor: Tensor) -> Tensor:
@@ -120,23 +132,27 @@ def _real_where_integer(tensor: Tensor) -> Tensor:
     return torch.full(tensor.shape, tensor.dtype == torch.bool, dtype=tensor.dtype)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as CUDA's memory-efficient kernel; on the meta device torch would write out all weights."""
+_attention, _real_autocast = F.scaled_dot_product_attention, torch.autocast
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or not args[0].is_meta:
-            return func(*args, **kwargs)
-        query, key, value = args
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
-        mask = kwargs.get("attn_mask")
-        if mask is not None:
-            mask = torch.zeros(mask.shape, dtype=query.dtype, device="meta").expand(*query.shape[:3], key.shape[2])
-        return torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, mask, torch.is_grad_enabled(), kwargs.get("dropout_p", 0.0), False
-        )[0]
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """Attention as CUDA's memory-efficient kernel; on the meta device torch would write out all weights."""
+    if not query.is_meta:
+        return _attention(query, key, value, attn_mask, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
+    bias = None
+    if attn_mask is not None:
+        bias = torch.zeros(attn_mask.shape, dtype=query.dtype, device="meta")
+        bias = bias.expand(*query.shape[:3], key.shape[2])
+    return _aten._scaled_dot_product_efficient_attention(query, key, value, bias, torch.is_grad_enabled())[0]
+
+
+def _autocast(device_type: str, **options: Any) -> Any:
+    return nullcontext() if device_type == "meta" else _real_autocast(device_type, **options)
 
 
 @contextmanager
@@ -144,7 +160,11 @@ def counting(model: nn.Module, device: str, allocation: int = 1) -> Iterator[Cou
     """Counts what is done inside, the model's weights included."""
     counter = Counter(device, allocation)
     counter.add_model(model)
-    with _FusedAttention(), counter:
+    with (
+        patch.object(F, "scaled_dot_product_attention", _fused_attention),
+        patch.object(torch, "autocast", _autocast),
+        counter,
+    ):
         yield counter
 
 

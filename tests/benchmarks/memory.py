@@ -17,7 +17,7 @@ import resource
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -26,6 +26,7 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -42,11 +43,12 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationMethod
 
 from peft_space import testbed
+from peft_space._peft import lora_layers
 from peft_space.anchors import select_anchors
 from peft_space.anchors.lessons import Lesson
 from peft_space.concepts import Concept
 from peft_space.concepts.retain import DEFAULT_QUESTIONS, DEFAULT_TEXTS
-from peft_space.subspace import LOW_MOMENT_BUDGET, MOMENT_BUDGET, fit_retained_subspace, leak
+from peft_space.subspace import LOW_MOMENT_BUDGET, MOMENT_BUDGET, RetainedSubspace, fit_retained_subspace, leak
 from peft_space.testbed.architecture import CHAT_TEMPLATE, IMAGE, build_tokenizer
 from peft_space.training import (
     Gauge,
@@ -59,8 +61,9 @@ from peft_space.training import (
 )
 from peft_space.training.retained import Retained
 from peft_space.tuner import SpaceConfig, attach_subspace, bake, language_model_targets, targeted_modules
-from peft_space.vlm import Prompt, generate, log_likelihoods
-from tests.benchmarks.counter import ALLOCATION, Counter, counting, nf4
+from peft_space.tuner.projection import NullSpaceProjection, RetainedBasis
+from peft_space.vlm import Prompt, base_of, generate, log_likelihoods, rows_at_a_time
+from tests.benchmarks.counter import ALLOCATION, counting, nf4
 
 ANSWER = "a small red creature that sits on a stone beside the water and looks at the moon while it rains"
 NAMES = tuple(f"creature {n}" for n in range(24))
@@ -185,12 +188,8 @@ class Meter:
 
 @contextmanager
 def counted(model: nn.Module, device: str, allocation: int = ALLOCATION) -> Iterator[Meter]:
-    """Counts; checks of what tensors hold make no sense where they hold nothing."""
-    with ExitStack() as stack:
-        if device == "meta":
-            for module in ("subspace.retained", "tuner.projection"):
-                stack.enter_context(patch(f"peft_space.{module}._check_basis"))
-        counter: Counter = stack.enter_context(counting(model, device, allocation))
+    """Counts; a basis without content can't be checked."""
+    with patch("peft_space.subspace.retained._check_basis"), counting(model, device, allocation) as counter:
         yield Meter(lambda: counter.peak, counter.reset)
 
 
@@ -217,6 +216,17 @@ class Profiled(Meter):
         self._alive += int(change[-1])
 
 
+def attach_on_meta(model: nn.Module, subspace: RetainedSubspace, on_cpu: bool) -> None:
+    """`attach_subspace` without its checks, which an adapter on the meta device would not pass."""
+    shared: dict[int, RetainedBasis] = {}
+    for name, layer in lora_layers(base_of(model), "default"):
+        basis = subspace.basis(name)
+        if id(basis) not in shared:
+            shared[id(basis)] = RetainedBasis(basis, torch.device("cpu" if on_cpu else "meta"), on_cpu)
+        projection = NullSpaceProjection(shared[id(basis)])
+        parametrize.register_parametrization(layer.lora_A["default"], "weight", projection)
+
+
 def run_stages(
     model: nn.Module,
     processor: Any,
@@ -236,29 +246,30 @@ def run_stages(
     concept = Concept("narril", text_questions=("Where does the {name} live?",))
     prompts = [Prompt(question, picture) for picture in pictures for question in DEFAULT_QUESTIONS[:2]]
     texts = [Prompt(text) for text in DEFAULT_TEXTS]
+    # one full batch of each kind
+    rows = rows_at_a_time(model, processor, prompts, batch_size)
+    few = [*prompts[:rows], *texts[: 2 * rows]]
     with meter.stage("weights"):
         pass
     with meter.stage("anchors"):
-        few = max(2, images // 4)
         select_anchors(
             model,
             processor,
             concept,
-            pictures,
-            n_anchors=few,
+            pictures[: max(8, rows)],
+            n_anchors=2,
             n_monitor=2,
-            shortlist=images // 2,
+            shortlist=max(4, -(-rows // 3)),
             # without content all pictures are alike
             max_similarity=2.0,
             batch_size=batch_size,
         )
     with meter.stage("knowledge"):
-        generate(model, processor, prompts[:batch_size] + texts, batch_size=batch_size)
-        some = prompts[: max(4, batch_size // 2)]
-        log_likelihoods(model, processor, some, [NAMES[:3]] * len(some), batch_size)
+        generate(model, processor, prompts[:rows], batch_size=batch_size)
+        log_likelihoods(model, processor, prompts[:rows], [NAMES[:2]] * rows, batch_size)
     with meter.stage("retained subspace"):
         peft_model = get_peft_model(model, SpaceConfig(r=16, lora_alpha=16, concept=concept.name))
-        retained = Retained((*prompts[:batch_size], *texts), (ANSWER,) * len((*prompts[:batch_size], *texts)))
+        retained = Retained(tuple(few), (ANSWER,) * len(few))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`sketch_size` is too small")
             subspace = fit_retained_subspace(
@@ -268,22 +279,24 @@ def run_stages(
                 energy=0.999,
                 budget=LOW_MOMENT_BUDGET if low_memory else MOMENT_BUDGET,
             )
-        attach_subspace(peft_model, subspace, on_cpu=low_memory)
-        held_out = list(Retained(retained.prompts[:4], retained.answers[:4]).batches(peft_model, processor, batch_size))
+        (attach_on_meta if meta else attach_subspace)(peft_model, subspace, on_cpu=low_memory)
+        held_out = list(retained.batches(peft_model, processor, batch_size))
     with meter.stage("training"), tempfile.TemporaryDirectory() as folder:
-        lessons = [Lesson(prompt, ANSWER, "name") for prompt in prompts[:28]]
-        lessons += [Lesson(prompt, ANSWER, "other") for prompt in texts[:4]]
+        lessons = [Lesson(prompt, ANSWER, "name") for prompt in prompts[: max(4, rows)]]
+        lessons += [Lesson(prompt, ANSWER, "other") for prompt in texts[: len(lessons) // 3]]
         args = SpaceTrainingArguments(
-            output_dir=folder, max_steps=steps, dose_every=1, leak_budget=1e9, use_cpu=not torch.cuda.is_available()
+            output_dir=folder, max_steps=steps, dose_every=0, use_cpu=not torch.cuda.is_available()
         )
         if low_memory:
             args.per_device_eval_batch_size = 1
         most = args.per_device_train_batch_size
         args = args.in_small_batches(1 if low_memory else lessons_at_a_time(peft_model, processor, lessons, most))
+        # two parts of a step stand for all
+        args.gradient_accumulation_steps = min(2, args.gradient_accumulation_steps)
         if meta:
             # the fused optimiser makes no temporary tensors, and the plain one but small ones
             args.optim = "adamw_torch"
-        asked = prompts[: min(32, 4 * batch_size)]
+        asked = prompts[:rows]
         gauge = Gauge("name", tuple(asked), (concept.name,) * len(asked), 0.0, -1.0, 1.0)
         trainer = SpaceTrainer(
             peft_model,
@@ -332,7 +345,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=[*MODELS, "testbed"], action="append")
     parser.add_argument("--low-memory", action="store_true")
-    parser.add_argument("--device", choices=["count", "cuda"], default="cuda" if torch.cuda.is_available() else "count")
+    parser.add_argument(
+        "--device", choices=["count", "cuda"], default="cuda" if torch.cuda.is_available() else "count"
+    )
     options = parser.parse_args()
     logging.set_verbosity_error()
     for name in options.model or MODELS:
