@@ -141,6 +141,9 @@ def erase(
     load_in_8bit: Annotated[
         bool, typer.Option("--load-in-8bit", help="Store the language model's attention and MLP in 8 bits.")
     ] = False,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Take less of the GPU's memory, for more time.")
+    ] = False,
     seed: SeedOption = 0,
     json_file: JsonOption = None,
     debug: DebugOption = False,
@@ -189,6 +192,7 @@ def erase(
                 drop_recognised=drop_recognised,
                 # more anchors need a longer list to be chosen from
                 **_given(n_anchors=n_anchors, shortlist=n_anchors and max(384, 4 * n_anchors)),
+                **({"batch_size": 1} if low_memory else {}),
             )
         result = erase_concept(
             loaded,
@@ -201,6 +205,7 @@ def erase(
             output_dir=output,
             seed=seed,
             anchors=anchors,
+            low_memory=low_memory,
             # both stages are done
             progress=lambda stage, *how_far: display(stage, *how_far) if stage not in stages.seconds else None,
             **_given(energy=energy),
