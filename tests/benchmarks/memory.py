@@ -169,7 +169,22 @@ def build(name: str, device: str) -> tuple[PreTrainedModel, Any, int]:
         model = kind._from_config(config, dtype=torch.bfloat16).eval()
     model.requires_grad_(False)
     nf4(model, language_model_targets(model), device)
+    if name.startswith("qwen"):
+        model.register_forward_pre_hook(with_positions, with_kwargs=True)
     return (model if device == "meta" else model.to(device)), processor, side
+
+
+def with_positions(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Where Qwen2.5-VL goes on from a cache it must be told the positions, or it takes those of the whole mask."""
+    if (
+        kwargs.get("past_key_values") is not None
+        and kwargs.get("position_ids") is None
+        and "pixel_values" not in kwargs
+    ):
+        rows, length = kwargs["input_ids"].shape
+        end = kwargs["attention_mask"].shape[1]
+        kwargs["position_ids"] = torch.arange(end - length, end).expand(3, rows, length)
+    return args, kwargs
 
 
 class Meter:
