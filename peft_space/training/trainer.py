@@ -251,7 +251,7 @@ class _Dose(TrainerCallback):
             args.dose_slack,
             leak,
             state.global_step,
-            args.per_device_eval_batch_size,
+            batch_size=args.per_device_eval_batch_size,
         )
         self.trainer.readings.append(reading)
         if all(map(math.isfinite, (*reading.levels, leak))):

@@ -163,7 +163,7 @@ def test_it_stops_where_the_dose_is_reached(make, anchors):
 def test_it_stops_only_where_so_many_readings_in_a_row_find_the_dose(make, anchors, monkeypatch):
     found = iter([True, False, True, True, True])
     monkeypatch.setattr(
-        trainer_module, "read_dose", lambda *args: Reading(args[-1], (0.0,), next(found), leak=args[-2])
+        trainer_module, "read_dose", lambda *args, **rest: Reading(args[-1], (0.0,), next(found), leak=args[-2])
     )
     trainer = make(gauges=[gauge(100, anchors)], dose_every=1, dose_readings=2, max_steps=8)
     trainer.train()
