@@ -156,6 +156,9 @@ def erase(
     device: Annotated[str | None, typer.Option(help="Where to; by default an accelerator, if there is one.")] = None,
     load_in_4bit: In4BitOption = False,
     load_in_8bit: In8BitOption = False,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Take less of the GPU's memory, for more time.")
+    ] = False,
     seed: SeedOption = 0,
     json_file: JsonOption = None,
     debug: DebugOption = False,
@@ -205,6 +208,7 @@ def erase(
                 drop_recognised=drop_recognised,
                 # more anchors need a longer list to be chosen from
                 **_given(n_anchors=n_anchors, shortlist=n_anchors and max(384, 4 * n_anchors)),
+                **({"batch_size": 1} if low_memory else {}),
             )
         result = erase_concept(
             loaded,
@@ -218,6 +222,7 @@ def erase(
             output_dir=output,
             seed=seed,
             anchors=anchors,
+            low_memory=low_memory,
             # both stages are done
             progress=lambda stage, *how_far: display(stage, *how_far) if stage not in stages.seconds else None,
             **_given(energy=energy),

@@ -35,7 +35,7 @@ from .concepts.images import content_key
 from .console import shows_progress
 from .progress import Listener, Stages
 from .report import anchor_images, check_output
-from .subspace import RetainedSubspace, fit_retained_subspace, leak
+from .subspace import LOW_MOMENT_BUDGET, MOMENT_BUDGET, RetainedSubspace, fit_retained_subspace, leak
 from .training import (
     Gauge,
     Lessons,
@@ -44,6 +44,7 @@ from .training import (
     anchor_entropy,
     build_gauges,
     concept_directions,
+    lessons_at_a_time,
     tied_to_name,
 )
 from .training.retained import Retained, gather_about, gather_retained
@@ -101,6 +102,7 @@ def erase(
     leak_budget: float | None = None,
     adapter_name: str = "default",
     batch_size: int = 64,
+    low_memory: bool = False,
     progress: Listener | bool | None = True,
 ) -> ErasureResult:
     """Erases a concept from a vision-language model, given its name and any public images.
@@ -127,7 +129,9 @@ def erase(
         leak_budget: what all erasures in the model may leak together, as a sum of their recorded means. Training
             stops where it would be passed; an adapter that passes it all the same is weakened until it does not.
         adapter_name: name of the new adapter; a second erasure needs a name of its own.
-        batch_size: images or prompts at a time outside of training.
+        batch_size: most images or prompts at a time outside of training; of pictures with many tokens fewer are taken.
+        low_memory: take as little of the GPU's memory as possible, for more time: one image, prompt or lesson at a
+            time, the retained bases on the CPU and fewer layers' statistics at a time. See docs/memory.md.
         progress: whether to show bars, on standard error; or whom to call instead, with a stage's name, what is being
             done in it, the units done and all its units.
 
@@ -175,6 +179,8 @@ def erase(
     name = ", ".join(one.name for one in concepts)
     config = config or SpaceConfig(r=16, lora_alpha=16, concept=name)
     args = copy.copy(args or SpaceTrainingArguments(seed=seed))
+    if low_memory:
+        batch_size = args.per_device_eval_batch_size = 1
     args.leak_budget = min(args.leak_budget, left)
     scratch = None
     if args.save_strategy == "no":
@@ -223,26 +229,31 @@ def erase(
         if energy is not None:
             subspace = fit_retained_subspace(
                 peft_model,
-                kept.batches(processor, batch_size),
+                kept.batches(peft_model, processor, batch_size),
                 targeted_modules(peft_model, adapter_name),
                 energy=energy,
                 adapters=bool(spent),
+                budget=LOW_MOMENT_BUDGET if low_memory else MOMENT_BUDGET,
             )
-            attach_subspace(peft_model, subspace, adapter_name)
-        held_out_batches = list(held_out.batches(processor, batch_size))
+            attach_subspace(peft_model, subspace, adapter_name, on_cpu=low_memory)
+        held_out_batches = list(held_out.batches(peft_model, processor, batch_size))
     with stages.stage("training"):
         gauges = [gauge for study in studies for gauge in study.gauges]
         phrases = [phrase for study in studies for phrase in study.phrases]
         trainer = SpaceTrainer(
             peft_model,
-            args,
+            args.in_small_batches(
+                1
+                if low_memory
+                else lessons_at_a_time(peft_model, processor, lessons, args.per_device_train_batch_size)
+            ),
             Lessons(lessons),
             processor,
             concept_directions(peft_model, processor, phrases),
             gauges=gauges,
             measure_leak=lambda: leak(peft_model, held_out_batches, adapter_name).mean,
         )
-        entropy = anchor_entropy(peft_model, processor, lessons)
+        entropy = anchor_entropy(peft_model, processor, lessons, batch_size)
         try:
             trainer.train()
         except FloatingPointError as error:
@@ -268,7 +279,10 @@ def erase(
             "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
             "leak": {"mean": measured.mean * strength, "max": measured.max * strength},
             "strength": strength,
-            "spectral_entropy": {"before": entropy, "after": anchor_entropy(peft_model, processor, lessons)},
+            "spectral_entropy": {
+                "before": entropy,
+                "after": anchor_entropy(peft_model, processor, lessons, batch_size),
+            },
             "told_in_text": [row for study in studies for row in study.told_in_text(peft_model, processor)],
         }
         if spent:
@@ -340,7 +354,9 @@ def _study(
     naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
-    gauges = build_gauges(model, processor, anchors, knowledge, naming, retain.questions, text_knowledge)
+    gauges = build_gauges(
+        model, processor, anchors, knowledge, naming, retain.questions, text_knowledge, batch_size=batch_size
+    )
     lessons = anchor_lessons(
         model,
         processor,

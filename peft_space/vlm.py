@@ -20,6 +20,11 @@ from .progress import advance
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a model may be loaded as; "auto": as it is stored."""
 
+BATCH_NUMBERS = 2**23
+"""Most tokens of a batch times the language model's width: 2048 tokens of a model of 7 billion parameters."""
+ANSWER_TOKENS = 32
+"""What is reckoned for the answer behind a prompt."""
+
 PADDING, IMAGE, TEXT, TEXT_ONLY = range(4)
 """Kinds of token: padding, an image token, text beside an image, and text of a prompt that holds no image."""
 
@@ -197,10 +202,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def prompt_batches(prompts: Sequence[Prompt], size: int, doing: str = "") -> Iterator[list[int]]:
+def rows_at_a_time(model: nn.Module, processor: Any, prompts: Sequence[Prompt], most: int) -> int:
+    """How many of `prompts` fit into one batch: at most `most`, and no more than `BATCH_NUMBERS` allows, but one.
+
+    Of a picture with many tokens fewer go into a batch: what a batch takes grows with its tokens, not with its rows.
+
+    Args:
+        prompts: all with a picture or all without one. The longest question beside the largest picture is measured.
+    """
+    pictures = [prompt.image for prompt in prompts if prompt.image is not None]
+    largest = max(pictures, key=lambda image: image.width * image.height, default=None)
+    longest = max((prompt.question for prompt in prompts), key=len)
+    tokens = encode(processor, [Prompt(longest, largest)])["input_ids"].shape[1] + ANSWER_TOKENS
+    width = base_of(model).get_input_embeddings().weight.shape[1]
+    return max(1, min(most, BATCH_NUMBERS // (tokens * width)))
+
+
+def prompt_batches(
+    model: nn.Module, processor: Any, prompts: Sequence[Prompt], size: int, doing: str = ""
+) -> Iterator[list[int]]:
     """Indices of prompts that can share a batch: with and without a picture apart, similar lengths together.
 
     Args:
+        size: most rows of a batch; where prompts are long, `rows_at_a_time` are fewer.
         doing: what is done with them, for the progress display.
     """
     done = 0
@@ -208,9 +232,12 @@ def prompt_batches(prompts: Sequence[Prompt], size: int, doing: str = "") -> Ite
     for with_image in (True, False):
         kind = [i for i in order if (prompts[i].image is not None) is with_image]
         for start in range(0, len(kind), size):
-            advance(doing, done, len(prompts))
-            yield kind[start : start + size]
-            done += len(kind[start : start + size])
+            some = kind[start : start + size]
+            rows = rows_at_a_time(model, processor, [prompts[i] for i in some], size)
+            for first in range(0, len(some), rows):
+                advance(doing, done, len(prompts))
+                yield some[first : first + rows]
+                done += len(some[first : first + rows])
 
 
 def to_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,7 +256,7 @@ def generate(
     """
     answers = [""] * len(prompts)
     with evaluating(model):
-        for indices in prompt_batches(prompts, batch_size, "answers"):
+        for indices in prompt_batches(model, processor, prompts, batch_size, "answers"):
             batch = to_device(model, encode(processor, [prompts[i] for i in indices]))
             out = base_of(model).generate(
                 **batch,
@@ -262,7 +289,7 @@ def log_likelihood(
     """
     scores = torch.zeros(len(prompts))
     with evaluating(model):
-        for indices in prompt_batches(prompts, batch_size, "likelihood"):
+        for indices in prompt_batches(model, processor, prompts, batch_size, "likelihood"):
             asked = [prompts[i] for i in indices]
             told = [answer_tokens(processor, p, answers[i], end=False) for p, i in zip(asked, indices, strict=True)]
             batch = to_device(model, append(encode(processor, asked), told, processor.tokenizer.pad_token_id))
@@ -285,7 +312,7 @@ def log_likelihoods(
     tokens = ("input_ids", "attention_mask")
     pad = processor.tokenizer.pad_token_id
     with evaluating(model):
-        for indices in prompt_batches(prompts, batch_size, "likelihood"):
+        for indices in prompt_batches(model, processor, prompts, batch_size, "likelihood"):
             asked = [prompts[i] for i in indices]
             batch = to_device(model, encode(processor, asked))
             read = model(**batch, use_cache=True, logits_to_keep=1)
@@ -330,12 +357,10 @@ def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Imag
     """
     check_multimodal(model)
     pooled = []
+    doing = "image features"
     with evaluating(model):
-        for start in range(0, len(images), batch_size):
-            advance("image features", start, len(images))
-            batch = to_device(
-                model, processor.image_processor(images[start : start + batch_size], return_tensors="pt")
-            )
+        for indices in prompt_batches(model, processor, [Prompt("", image) for image in images], batch_size, doing):
+            batch = to_device(model, processor.image_processor([images[i] for i in indices], return_tensors="pt"))
             out = base_of(model).get_image_features(**batch).pooler_output
             pooled += [tokens.reshape(-1, tokens.shape[-1]).float().mean(0).cpu() for tokens in out]
     return torch.stack(pooled)

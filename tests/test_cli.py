@@ -218,7 +218,7 @@ def test_erase(erase, tmp_path):
 
 def test_erase_from_a_base_in_4_bits(erase, tmp_path):
     pytest.importorskip("bitsandbytes")
-    result = erase("--load-in-4bit")
+    result = erase("--load-in-4bit", "--low-memory")
     assert result.exit_code == 0, result.output
     assert "Stored in 4 bits:" in result.stdout and (tmp_path / "out" / "adapter_model.safetensors").exists()
 

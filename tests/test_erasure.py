@@ -376,6 +376,15 @@ def test_a_small_public_set_still_holds_pictures(run, public):
     assert len(chosen) < 16, "every picture became an anchor: none is left whose answers are held"
 
 
+def test_with_little_memory_it_comes_out_much_the_same(run, result, processor, public):
+    small = run(low_memory=True)
+    assert small.report["kept_rank"] == result.report["kept_rank"] and not has_subspace(small.model)
+    assert small.anchors.indices == result.anchors.indices
+    assert small.report["steps"] == result.report["steps"]
+    moved = logits(small.model, processor, public) - logits(result.model, processor, public)
+    assert moved.abs().mean() < 0.1 * logits(result.model, processor, public).std()
+
+
 def test_text_only_model(run):
     with pytest.raises(TypeError, match=r"`model` must be a vision-language model.*LlamaForCausalLM.*in text only"):
         run(model=tiny_llama())

@@ -145,20 +145,32 @@ def test_nothing_asked_is_nothing_told(processor, model):
     assert vlm.log_likelihoods(model, processor, [], []).shape == (0, 0)
 
 
-def test_batches_hold_every_prompt_once_and_do_not_mix(processor):
+def test_batches_hold_every_prompt_once_and_do_not_mix(processor, model):
     mixed = [*prompts(True), *prompts(False), *prompts(True)]
-    batches = list(vlm.prompt_batches(mixed, 2))
+    batches = list(vlm.prompt_batches(model, processor, mixed, 2))
     assert sorted(index for batch in batches for index in batch) == list(range(len(mixed)))
     for batch in batches:
         assert 1 <= len(batch) <= 2
         assert len({mixed[index].image is None for index in batch}) == 1
 
 
-def test_a_listener_is_told_how_far_it_is():
+def test_of_long_prompts_fewer_go_into_a_batch(processor, model, monkeypatch):
+    mixed = [*prompts(True), *prompts(False)]
+    longest = vlm.encode(processor, [mixed[2]])["input_ids"].shape[1] + vlm.ANSWER_TOKENS
+    monkeypatch.setattr(vlm, "BATCH_NUMBERS", 2 * longest * model.config.text_config.hidden_size)
+    assert vlm.rows_at_a_time(model, processor, mixed[:3], 64) == 2
+    assert vlm.rows_at_a_time(model, processor, mixed[:3], 1) == 1
+    sizes = [len(batch) for batch in vlm.prompt_batches(model, processor, mixed, 64)]
+    assert sizes == [2, 1, 3]
+    monkeypatch.setattr(vlm, "BATCH_NUMBERS", 1)
+    assert vlm.rows_at_a_time(model, processor, mixed[:3], 64) == 1
+
+
+def test_a_listener_is_told_how_far_it_is(processor, model):
     heard = []
     stages = Stages(lambda *what: heard.append(what))
     with stages.stage("asking"):
-        list(vlm.prompt_batches([Prompt("a"), Prompt("b"), Prompt("c")], 2, "answers"))
+        list(vlm.prompt_batches(model, processor, [Prompt("a"), Prompt("b"), Prompt("c")], 2, "answers"))
     assert [what for what in heard if what[1]] == [("asking", "answers", 0, 3), ("asking", "answers", 2, 3)]
     assert set(stages.seconds) == {"asking"}
 

@@ -52,7 +52,7 @@ def suppressed_answers(
     answers: list[str | None] = [None] * len(prompts)
     tokenizer = processor.tokenizer
     with evaluating(model):
-        for indices in prompt_batches(prompts, batch_size, "anchors' answers"):
+        for indices in prompt_batches(model, processor, prompts, batch_size, "anchors' answers"):
             bans: dict[int, dict[int, set[int]]] = {i: {} for i in indices}
             for _ in range(_ROUNDS):
                 batch = to_device(model, encode(processor, [prompts[i] for i in indices]))

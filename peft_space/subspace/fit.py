@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,10 @@ from peft_space.subspace.retained import InputRecord, RetainedSubspace
 DENSE_MAX_WIDTH = 4096
 DENSE_BUDGET = 4 * 2**30
 """Bytes that all dense moments of one fit may take."""
+MOMENT_BUDGET = 3 * 2**30
+"""Bytes that all moments of one pass may take."""
+LOW_MOMENT_BUDGET = 2**30
+"""The same where memory is short."""
 
 
 def fit_retained_subspace(
@@ -32,17 +36,20 @@ def fit_retained_subspace(
     progress: Callable[[int], None] | None = None,
     sketch_size: int = 512,
     adapters: bool = False,
+    budget: int = MOMENT_BUDGET,
 ) -> RetainedSubspace:
     """Finds the directions that hold most of the energy of each target layer's inputs.
 
-    Layers are watched in one forward pass of the base model, or of the model as it is. Layers that read the same
-    tensor, such as q, k and v, share one statistic. It is the uncentred second moment of the inputs that are not
+    Layers are watched in one forward pass of the base model, or of the model as it is, or in several where the
+    moments of all layers would take too much memory at a time. The bases are held on the CPU. Layers that read the
+    same tensor, such as q, k and v, share one statistic. It is the uncentred second moment of the inputs that are not
     padding; image tokens, text beside an image and text alone are each scaled to trace 1 and then averaged, as an
     image brings hundreds of tokens and would else be all that is protected.
 
     Args:
         model: a transformers model, or a `PeftModel` around one.
-        batches: model inputs to retain: `input_ids`, `attention_mask`, `pixel_values` and so on.
+        batches: model inputs to retain: `input_ids`, `attention_mask`, `pixel_values` and so on. They are gone over
+            once for each pass.
         target_modules: full dotted paths in the transformers model. `None` stands for what the active adapters
             target, or, without an adapter, for the linear layers in the language model's blocks.
         energy: share of the inputs' energy to keep, between 0 and 1. Of each layer the fewest directions that hold it
@@ -54,9 +61,12 @@ def fit_retained_subspace(
         progress: called after each batch with the number done.
         sketch_size: most directions that a sketch can tell apart.
         adapters: run the model with its active adapters, for one more adapter beside them.
+        budget: bytes that the moments of one pass may take, three kinds of token for every layer, as if no two layers
+            shared their input. What is found does not depend on it.
 
     Raises:
-        TypeError: `model` has no language model to target by default, or a batch is not a mapping.
+        TypeError: `model` has no language model to target by default, a batch is not a mapping, or `batches` can be
+            gone over only once and one pass is not enough.
         ValueError: an argument is out of range, there is no batch, a target layer saw no input or only zeros, an
             input is not finite, or layers that share their input in one batch do not in another.
 
@@ -73,21 +83,70 @@ def fit_retained_subspace(
             return DenseMoment(x.shape[-1], x.device, dtype)
         return SketchedMoment(x.shape[-1], sketch_size, x.device, dtype)
 
-    statistics = _DistinctInputs(new_moment)
+    def size(layer: nn.Module) -> int:
+        width = in_width(layer) or 0
+        # Up to three kinds of token, each with a matrix of 4-byte numbers.
+        return 3 * 4 * width * (width if width in dense else min(sketch_size, width))
 
-    def batch_done(number: int) -> None:
-        statistics.end_batch()
-        if progress is not None:
-            progress(number)
-
-    watch(model, targets, batches, statistics.see, adapters=adapters, progress=batch_done)
-    unseen = [name for name in targets if name not in statistics.members]
-    if unseen:
-        raise ValueError(
-            f"`target_modules` must be layers that `batches` pass through; got {len(unseen)} that saw no input, "
-            f"such as {unseen[0]!r}. Do leave them out, or add batches (images, for a vision tower) that reach them."
+    passes = _passes(targets, size, budget)
+    if len(passes) > 1 and iter(batches) is batches:
+        raise TypeError(
+            f"`batches` must be a list, or something else that can be gone over {len(passes)} times; got "
+            f"{type(batches).__name__}. Or raise `budget` (={budget})."
         )
-    return _solve(statistics, energy, max_rank, groups)
+    bases: dict[str, Tensor] = {}
+    members: dict[str, str] = {}
+    records: dict[str, InputRecord] = {}
+    done = 0
+    for part in passes:
+        statistics = _DistinctInputs(new_moment)
+
+        def batch_done(number: int, statistics: _DistinctInputs = statistics) -> None:
+            nonlocal done
+            done += 1
+            statistics.end_batch()
+            if progress is not None:
+                progress(done)
+
+        watch(model, part, batches, statistics.see, adapters=adapters, progress=batch_done)
+        unseen = [name for name in part if name not in statistics.members]
+        if unseen:
+            raise ValueError(
+                f"`target_modules` must be layers that `batches` pass through; got {len(unseen)} that saw no input, "
+                f"such as {unseen[0]!r}. Do leave them out, or add batches (images, for a vision tower) that reach "
+                "them."
+            )
+        members |= statistics.members
+        for key, basis, record in _solve(statistics, energy, max_rank, groups):
+            bases[key], records[key] = basis, record
+    _warn_of_short(records, bases, energy, max_rank)
+    return RetainedSubspace(bases, members, records)
+
+
+def _passes(
+    targets: Mapping[str, nn.Module], size: Callable[[nn.Module], int], budget: int
+) -> list[dict[str, nn.Module]]:
+    """The layers in as few groups, in order, as have their moments within `budget`; those of one block together."""
+    blocks: dict[str, dict[str, nn.Module]] = {}
+    for name, layer in targets.items():
+        # the path up to the block's number: layers that share their input lie in one block
+        blocks.setdefault(_block(name), {})[name] = layer
+    passes: list[dict[str, nn.Module]] = [{}]
+    taken = 0
+    for block in blocks.values():
+        needed = sum(map(size, block.values()))
+        if passes[-1] and taken + needed > budget:
+            passes.append({})
+            taken = 0
+        passes[-1] |= block
+        taken += needed
+    return passes
+
+
+def _block(name: str) -> str:
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else ""
 
 
 @dataclass
@@ -140,9 +199,12 @@ class _DistinctInputs:
             one.latest = lambda: None
 
 
-def _solve(statistics: _DistinctInputs, energy: float, max_rank: int | None, groups: str) -> RetainedSubspace:
-    bases, records, short = {}, {}, []
-    for key, one in statistics.inputs.items():
+def _solve(
+    statistics: _DistinctInputs, energy: float, max_rank: int | None, groups: str
+) -> Iterator[tuple[str, Tensor, InputRecord]]:
+    """By input its basis, on the CPU, and its record; the moments are given up one after the other."""
+    for key in list(statistics.inputs):
+        one = statistics.inputs.pop(key)
         moments: list[Any] = list(one.moments.values())
         traces = [moment.trace for moment in moments]
         if not all(map(math.isfinite, traces)) or not sum(traces):
@@ -152,16 +214,23 @@ def _solve(statistics: _DistinctInputs, energy: float, max_rank: int | None, gro
             )
         total = average(moments) if groups == "balanced" else type(moments[0]).combine(moments, [1.0] * len(moments))
         principal = principal_subspace(total, energy, max_rank)
-        bases[key] = principal.basis
-        records[key] = InputRecord(
+        record = InputRecord(
             energy=principal.energy,
             method=total.method,
             counts={kind: moment.count for kind, moment in one.moments.items()},
             spectrum=principal.spectrum.cpu(),
         )
-        rank = principal.basis.shape[1]
-        if principal.energy < energy and total.method == "sketch" and rank != max_rank:
-            short.append((principal.energy, key))
+        yield key, principal.basis.cpu(), record
+
+
+def _warn_of_short(
+    records: Mapping[str, InputRecord], bases: Mapping[str, Tensor], energy: float, max_rank: int | None
+) -> None:
+    short = [
+        (record.energy, key)
+        for key, record in records.items()
+        if record.energy < energy and record.method == "sketch" and bases[key].shape[1] != max_rank
+    ]
     if short:
         lowest, key = min(short)
         warnings.warn(
@@ -169,7 +238,6 @@ def _solve(statistics: _DistinctInputs, energy: float, max_rank: int | None, gro
             f"at least {lowest:.4f} is kept for {key!r}. Do raise it.",
             stacklevel=3,
         )
-    return RetainedSubspace(bases, statistics.members, records)
 
 
 def _dense_widths(targets: Mapping[str, nn.Module], method: str) -> set[int]:
@@ -177,7 +245,6 @@ def _dense_widths(targets: Mapping[str, nn.Module], method: str) -> set[int]:
     if method != "auto":
         return set(widths) if method == "dense" else set()
     narrow = [width for width in widths if width <= DENSE_MAX_WIDTH]
-    # Up to three kinds of token, each with a matrix of 4-byte numbers.
     return set(narrow) if sum(3 * 4 * width**2 for width in narrow) <= DENSE_BUDGET else set()
 
 

@@ -138,7 +138,8 @@ def watch(
     """Runs the base model over `batches` and calls back at every one of `layers`.
 
     The model is in eval mode without gradients while it runs, its adapters switched off unless they are asked for, and
-    is then put back as it was. Logits are computed for one position only, where the model allows.
+    is then put back as it was. Logits are computed for one position only and keys and values are not kept, where the
+    model allows.
 
     Args:
         model: a transformers model, or a `PeftModel` around one.
@@ -156,7 +157,7 @@ def watch(
     base = vlm.base_of(model)
     device = next(base.parameters()).device
     accepted = inspect.signature(base.forward).parameters
-    extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    extra = {k: v for k, v in {"logits_to_keep": 1, "use_cache": False}.items() if k in accepted}
     done = 0
     with vlm.evaluating(model) if adapters else as_base(model), torch.no_grad(), ExitStack() as hooks:
         rows: TokenRows | None = None

@@ -3,7 +3,7 @@
 from .arguments import SpaceTrainingArguments
 from .dose import Gauge, Reading, build_gauges, read_dose, tied_to_name
 from .losses import repulsion, spectral_entropy
-from .trainer import Collator, Lessons, SpaceTrainer, anchor_entropy, concept_directions
+from .trainer import Collator, Lessons, SpaceTrainer, anchor_entropy, concept_directions, lessons_at_a_time
 
 __all__ = [
     "Collator",
@@ -15,6 +15,7 @@ __all__ = [
     "anchor_entropy",
     "build_gauges",
     "concept_directions",
+    "lessons_at_a_time",
     "read_dose",
     "repulsion",
     "spectral_entropy",

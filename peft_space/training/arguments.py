@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -36,6 +37,7 @@ class SpaceTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
     max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Lessons in a step on each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Most prompts at a time in a reading."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=5, metadata={"help": "Steps of linear warm-up."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
@@ -57,3 +59,19 @@ class SpaceTrainingArguments(TrainingArguments):
             raise ValueError(f"`dose_readings` must be at least 1; got {self.dose_readings}.")
         if not self.leak_budget > 0:
             raise ValueError(f"`leak_budget` must be greater than 0; got {self.leak_budget}.")
+
+    def in_small_batches(self, rows: int) -> SpaceTrainingArguments:
+        """The same steps, of at most `rows` lessons at a time: as many gradients are accumulated as it takes.
+
+        Where steps have to be split, activations are checkpointed too, and the loss is that of each part: its means
+        and its spectral entropy are of fewer lessons.
+        """
+        size = self.per_device_train_batch_size
+        if size <= rows:
+            return self
+        small = copy.copy(self)
+        small.per_device_train_batch_size = next(n for n in range(rows, 0, -1) if size % n == 0)
+        small.gradient_accumulation_steps *= size // small.per_device_train_batch_size
+        # the second is the first's name from transformers 5.23 on
+        small.gradient_checkpointing = small.activation_checkpointing = True
+        return small

@@ -42,13 +42,13 @@ class Gauge:
     reference: float | None
     sure: float = math.nan
 
-    def read(self, model: nn.Module, processor: Any) -> float:
+    def read(self, model: nn.Module, processor: Any, batch_size: int = 64) -> float:
         """The reading now, in nats: of whole answers, as names differ in their tokens.
 
         Of what should go the log-odds, their mean over the likeliest quarter: what is left of a concept is left in
         the pictures that are most like it. Of what should stay the mean log-likelihood of all.
         """
-        levels = log_likelihood(model, processor, self.prompts, self.answers, per_token=False)
+        levels = log_likelihood(model, processor, self.prompts, self.answers, per_token=False, batch_size=batch_size)
         return float(levels.mean()) if self.reference is None else _likeliest(log_odds(levels))
 
     def met(self, level: float, share: float, slack: float) -> bool:
@@ -77,6 +77,8 @@ def build_gauges(
     naming: Sequence[str] = (),
     questions: Sequence[str] = (),
     text_knowledge: Literal["keep", "erase"] = "keep",
+    *,
+    batch_size: int = 64,
 ) -> list[Gauge]:
     """The gauges of one erasure, read on the base model.
 
@@ -89,6 +91,7 @@ def build_gauges(
         model: before any erasure (or with its adapters off).
         naming: questions that make the model say the name though they do not ask for it.
         questions: other questions about a picture.
+        batch_size: prompts at a time.
     """
     concept = anchors.concept
     images = anchors.public.take(anchors.monitor).images
@@ -98,7 +101,7 @@ def build_gauges(
     def gauge(about: str, prompts: list[Prompt], frames: Sequence[str], answer: str, rest: Sequence[str]) -> Gauge:
         rest = [said for said in dict.fromkeys(rest) if said and said != answer]
         answers = [[frame.replace(SLOT, said) for said in (answer, *rest)] for frame in frames]
-        levels = log_odds(log_likelihoods(model, processor, prompts, answers))
+        levels = log_odds(log_likelihoods(model, processor, prompts, answers, batch_size))
         base, sure = _likeliest(levels[:, 0]), float(levels[:, 0].max())
         reference = float(levels[:, 1:].mean(0).median()) if rest else base
         return Gauge(about, tuple(prompts), tuple(said for said, *_ in answers), base, reference, sure)
@@ -106,7 +109,8 @@ def build_gauges(
     gauges = [gauge("name", asked, [SLOT] * len(asked), name, others) for name in concept.names]
     if naming:
         every = [Prompt(question, image) for image in images for question in naming]
-        told = [(0, *row) for row in zip(every, generate(model, processor, every), strict=True)]
+        said = generate(model, processor, every, batch_size=batch_size)
+        told = [(0, *row) for row in zip(every, said, strict=True)]
         kept = with_slot(concept, knowledge, told)
         if kept:
             _, prompts, frames = map(list, zip(*kept, strict=True))
@@ -128,8 +132,8 @@ def build_gauges(
             Prompt(others_asked[(place * _KEPT_QUESTIONS + turn) % len(others_asked)], image)
             for turn, (place, image) in pairs
         ]
-        told_of_rest = generate(model, processor, kept_prompts)
-        rest = log_likelihood(model, processor, kept_prompts, told_of_rest, per_token=False)
+        told_of_rest = generate(model, processor, kept_prompts, batch_size=batch_size)
+        rest = log_likelihood(model, processor, kept_prompts, told_of_rest, per_token=False, batch_size=batch_size)
         # where the model hesitates any change of it may turn the answer, and never back
         sure = [n for n, level in enumerate(rest.tolist()) if level > _SURE]
         if sure:
@@ -171,9 +175,16 @@ class Reading:
 
 
 def read_dose(
-    model: nn.Module, processor: Any, gauges: Sequence[Gauge], share: float, slack: float, leak: float, step: int
+    model: nn.Module,
+    processor: Any,
+    gauges: Sequence[Gauge],
+    share: float,
+    slack: float,
+    leak: float,
+    step: int,
+    batch_size: int = 64,
 ) -> Reading:
     """Reads all gauges on the model as it is."""
-    levels = tuple(gauge.read(model, processor) for gauge in gauges)
+    levels = tuple(gauge.read(model, processor, batch_size) for gauge in gauges)
     reached = all(gauge.met(level, share, slack) for level, gauge in zip(levels, gauges, strict=True))
     return Reading(step, levels, reached, leak)

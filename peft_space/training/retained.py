@@ -16,6 +16,23 @@ from ..vlm import Prompt, encode, generate, prompt_batches
 
 
 @dataclass(frozen=True)
+class Batches:
+    """Batches of what is retained, encoded anew each time that they are gone over."""
+
+    retained: Retained
+    model: nn.Module
+    processor: Any
+    size: int
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        prompts, answers = self.retained.prompts, self.retained.answers
+        for indices in prompt_batches(self.model, self.processor, prompts, self.size, "statistics"):
+            batch = encode(self.processor, [prompts[i] for i in indices], [answers[i] for i in indices])
+            batch.pop("labels")
+            yield batch
+
+
+@dataclass(frozen=True)
 class Retained:
     """Prompts and the model's own answers to them.
 
@@ -80,12 +97,9 @@ class Retained:
         chosen = seen[: most - min(most // 2, len(alone))] + alone[: most // 2]
         return [Lesson(self.prompts[i], self.answers[i], "other") for i in chosen]
 
-    def batches(self, processor: Any, batch_size: int = 64) -> Iterator[dict[str, Tensor]]:
-        """Encoded batches, pictures and text apart, without labels."""
-        for indices in prompt_batches(self.prompts, batch_size, "statistics"):
-            batch = encode(processor, [self.prompts[i] for i in indices], [self.answers[i] for i in indices])
-            batch.pop("labels")
-            yield batch
+    def batches(self, model: nn.Module, processor: Any, batch_size: int = 64) -> Batches:
+        """Encoded batches for `model`, pictures and text apart, without labels."""
+        return Batches(self, model, processor, batch_size)
 
     def _take(self, indices: Sequence[int]) -> Retained:
         return Retained(tuple(self.prompts[i] for i in indices), tuple(self.answers[i] for i in indices))

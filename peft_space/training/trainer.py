@@ -14,10 +14,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from ..anchors.lessons import Lesson
 from ..progress import advance
-from ..vlm import base_of, encode, evaluating, to_device
+from ..vlm import base_of, encode, evaluating, rows_at_a_time, to_device
 from .arguments import SpaceTrainingArguments
 from .dose import Gauge, Reading, read_dose
 from .losses import repulsion, spectral_entropy
+
+_KEPT = 4
+"""Of a batch that is learned from about so many times as much is held as of one that is only read."""
 
 
 class Lessons(Dataset):
@@ -67,7 +70,7 @@ def concept_directions(model: nn.Module, processor: Any, phrases: Sequence[str])
     """
     rows = base_of(model).get_output_embeddings().weight.detach()
     ids = [i for p in phrases for i in processor.tokenizer(p, add_special_tokens=False)["input_ids"]]
-    return rows[sorted(set(ids))].float() - rows.float().mean(0)
+    return rows[sorted(set(ids))].float() - rows.mean(0, dtype=torch.float32)
 
 
 class SpaceTrainer(Trainer):
@@ -150,8 +153,9 @@ class SpaceTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def keep(self) -> None:
-        """Remembers the adapter as it is, to go back to where the loss is lost."""
-        self.good = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        """Remembers the adapter as it is, on the CPU, to go back to where the loss is lost."""
+        kept = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        self.good = {n: p.detach().to("cpu", copy=True) for n, p in kept}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; where the loss becomes NaN it stops, with the last good adapter in place."""
@@ -179,15 +183,25 @@ class SpaceTrainer(Trainer):
 def anchor_entropy(model: nn.Module, processor: Any, lessons: Sequence[Lesson], batch_size: int = 64) -> float:
     """Spectral entropy, 0 to 1, of the states that begin the answers to the lessons that ask for the name."""
     rows = [lesson for lesson in lessons if lesson.about == "name" and lesson.prompt.image is not None]
+    if not rows:
+        return float("nan")
     states = []
+    size = rows_at_a_time(model, processor, [lesson.prompt for lesson in rows], batch_size)
     with evaluating(model):
-        for start in range(0, len(rows), batch_size):
-            some = rows[start : start + batch_size]
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
             batch = to_device(model, encode(processor, [r.prompt for r in some], [r.answer for r in some]))
             labels = batch.pop("labels")
             found, _ = _answer_states(model, batch, int((labels >= 0).sum(1).max()))
             states.append(found[:, 0])
-    return float(spectral_entropy(torch.cat(states))) if rows else float("nan")
+    return float(spectral_entropy(torch.cat(states)))
+
+
+def lessons_at_a_time(model: nn.Module, processor: Any, lessons: Sequence[Lesson], most: int) -> int:
+    """How many of the lessons may be learned at a time: what a backward pass needs is kept of each."""
+    kinds = ([lesson.prompt for lesson in lessons if (lesson.prompt.image is None) is text] for text in (True, False))
+    rows = min(rows_at_a_time(model, processor, kind, most * _KEPT) for kind in kinds if kind)
+    return max(1, rows // _KEPT)
 
 
 def _answer_states(model: nn.Module, batch: dict[str, Tensor], longest: int) -> tuple[Tensor, Tensor]:
@@ -196,7 +210,7 @@ def _answer_states(model: nn.Module, batch: dict[str, Tensor], longest: int) -> 
     head = base_of(model).get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
-        logits = model(**batch, logits_to_keep=longest + 1).logits
+        logits = model(**batch, use_cache=False, logits_to_keep=longest + 1).logits
     finally:
         hook.remove()
     return seen[0][:, -longest - 1 : -1], logits[:, :-1].float()
@@ -230,7 +244,14 @@ class _Dose(TrainerCallback):
             return
         leak = self.measure_leak() if self.measure_leak is not None else 0.0
         reading = read_dose(
-            model, self.processor, self.gauges, args.dose_share, args.dose_slack, leak, state.global_step
+            model,
+            self.processor,
+            self.gauges,
+            args.dose_share,
+            args.dose_slack,
+            leak,
+            state.global_step,
+            batch_size=args.per_device_eval_batch_size,
         )
         self.trainer.readings.append(reading)
         if all(map(math.isfinite, (*reading.levels, leak))):

@@ -32,23 +32,27 @@ class Subspace(Protocol):
 class RetainedBasis(nn.Module):
     """Holds `U`, `(in_features, k)` float32, once for all layers that read the same input.
 
-    Its precision survives `model.half()`: rounded to 16 bits it would let 1e-3 of a retained input through.
+    Its precision survives `model.half()`: rounded to 16 bits it would let 1e-3 of a retained input through. Where it
+    `stays`, it does not go where the model goes.
     """
 
     U: Tensor
 
-    def __init__(self, U: Tensor) -> None:
+    def __init__(self, U: Tensor, device: torch.device | None = None, stays: bool = False) -> None:
         super().__init__()
-        self.register_buffer("U", U.detach().to(torch.float32, copy=True), persistent=False)
+        self.stays = stays
+        self.register_buffer("U", U.detach().to(device=device, dtype=torch.float32, copy=True), persistent=False)
 
     def _apply(self, fn, recurse=True):
+        if self.stays:
+            return self
         moved = fn(self.U)
         self.U = moved if moved.dtype == torch.float32 else self.U.to(moved.device)
         return self
 
 
 class NullSpaceProjection(nn.Module):
-    """Parametrization `A -> A - (A U) U^T`, computed in float32."""
+    """Parametrization `A -> A - (A U) U^T`, computed in float32 where `U` is."""
 
     def __init__(self, retained: RetainedBasis) -> None:
         super().__init__()
@@ -57,9 +61,10 @@ class NullSpaceProjection(nn.Module):
     def forward(self, A: Tensor) -> Tensor:
         """Project `A` `(r, in_features)` off the retained subspace; same shape and dtype."""
         # Autocast would turn these products into 16-bit ones and the constraint into an approximation.
-        with torch.autocast(device_type=A.device.type, enabled=False):
-            U, full = self.retained.U.float(), A.float()
-            return (full - (full @ U) @ U.T).to(A.dtype)
+        device = self.retained.U.device
+        with torch.autocast(device_type=device.type, enabled=False):
+            U, full = self.retained.U.float(), A.float().to(device)
+            return (full - (full @ U) @ U.T).to(A.device, A.dtype)
 
 
 def projected_factors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -85,7 +90,9 @@ def project(factor: nn.Module, A: Tensor) -> Tensor:
     return projection(A)
 
 
-def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "default") -> None:
+def attach_subspace(
+    model: nn.Module, subspace: Subspace, adapter_name: str = "default", *, on_cpu: bool = False
+) -> None:
     """Hold the retained subspace exactly: from here on, no training of the adapter can change retained outputs.
 
     Call it after `get_peft_model`; a factor that is already there is projected, and optimisers keep their parameters.
@@ -94,6 +101,7 @@ def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "d
         model: a `PeftModel`, or a transformers model that holds adapters.
         subspace: a basis for every module the adapter targets, by dotted path in the transformers model.
         adapter_name: which adapter to hold.
+        on_cpu: keep the bases, and project, on the CPU: slower, and of the bases nothing is in the GPU's memory.
 
     Raises:
         ValueError: the adapter is missing, not a SPACE adapter, merged, already held, without weights, or on a layer
@@ -125,7 +133,7 @@ def attach_subspace(model: nn.Module, subspace: Subspace, adapter_name: str = "d
         key = (id(basis), weight.device)
         if key not in shared:
             _check_basis(name, basis)
-            shared[key] = RetainedBasis(basis.to(weight.device))
+            shared[key] = RetainedBasis(basis, torch.device("cpu") if on_cpu else weight.device, on_cpu)
         if basis.shape[0] != factor.in_features:
             raise ValueError(
                 f"`subspace.basis({name!r})` must have {factor.in_features} rows, the layer's width; "

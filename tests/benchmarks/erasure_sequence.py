@@ -125,7 +125,7 @@ def _graddiff(model, processor, name, public, previous, adapter, seed, most: int
 
     def likelihood(prompts: Sequence[Prompt], answers: Sequence[str]) -> torch.Tensor:
         total = torch.zeros(())
-        for indices in prompt_batches(prompts, len(prompts)):
+        for indices in prompt_batches(model, processor, prompts, len(prompts)):
             batch = encode(processor, [prompts[i] for i in indices], [answers[i] for i in indices])
             total = total + answer_log_probability(model, to_device(model, batch)).sum()
         return total / len(prompts)

@@ -133,7 +133,8 @@ def run(target: str, seed: int, variant: str, before: dict[str, Any] | None = No
 def _leak_on_disk(model: PeftModel, processor: Any, exam: testbed.Exam) -> dict[str, float]:
     """Mean leak on the exam's retained questions, which no erasure has seen, after save and load and after a merge."""
     asked = [p for p, topic in zip(exam.sheet.prompts, exam.sheet.topics, strict=True) if topic[0] in RETAINED]
-    batches = [encode(processor, [asked[i] for i in indices]) for indices in prompt_batches(asked, 64)]
+    parts = prompt_batches(model, processor, asked, 64)
+    batches = [encode(processor, [asked[i] for i in indices]) for indices in parts]
     with tempfile.TemporaryDirectory() as folder:
         adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
         save_erasure_adapter(model, adapter)

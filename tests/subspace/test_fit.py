@@ -164,6 +164,21 @@ def test_a_failing_progress_call_leaves_the_model_as_it_was(llava, batches):
     assert not any(module._forward_pre_hooks for module in llava.modules())
 
 
+def test_passes_over_some_layers_each_find_the_same(llava, batches):
+    heard = []
+    whole = fit_retained_subspace(llava, batches, energy=0.9)
+    parts = fit_retained_subspace(llava, batches, energy=0.9, budget=1, progress=heard.append)
+    assert heard == list(range(1, 2 * len(batches) + 1))
+    assert parts.members == whole.members and parts.records.keys() == whole.records.keys()
+    assert all(parts.bases[key].equal(basis) for key, basis in whole.bases.items())
+
+
+def test_several_passes_need_batches_that_can_be_gone_over_again(llava, batches):
+    assert fit_retained_subspace(llava, iter(batches), energy=0.9).bases
+    with pytest.raises(TypeError, match=r"`batches` must be a list, or .* gone over 2 times; got list_iterator"):
+        fit_retained_subspace(llava, iter(batches), budget=1)
+
+
 def test_conv1d(make_batch):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32))
     batch = make_batch(image=False)

@@ -32,3 +32,11 @@ def test_out_of_range(name, value, bound):
 @pytest.mark.parametrize("name", ["lambda_anchor", "lambda_diversity", "dose_every", "dose_share"])
 def test_zero_switches_off(name):
     assert getattr(SpaceTrainingArguments(**{name: 0}), name) == 0
+
+
+def test_in_small_batches_it_takes_the_same_steps():
+    args = SpaceTrainingArguments(per_device_train_batch_size=12, gradient_accumulation_steps=2)
+    small = args.in_small_batches(5)
+    assert (small.per_device_train_batch_size, small.gradient_accumulation_steps) == (4, 6)
+    assert small.gradient_checkpointing and not args.gradient_checkpointing
+    assert args.in_small_batches(12) is args

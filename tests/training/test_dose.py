@@ -162,7 +162,7 @@ def test_the_dose_is_reached_where_every_gauge_fell(base, processor, gauges, ref
 @pytest.mark.parametrize("reference", [-5.0, 5.0, None])
 def test_a_level_that_is_not_a_number_reaches_nothing(base, processor, reference):
     class Lost(Gauge):
-        def read(self, model, processor):
+        def read(self, model, processor, batch_size):
             return float("nan")
 
     assert not read_dose(base, processor, [Lost("name", (), (), 0, reference)], 0.6, 0.1, 0, 1).reached

@@ -99,8 +99,8 @@ def test_rehearsal_without_enough_texts_takes_pictures():
     assert len(few.lessons(100)) == 10
 
 
-def test_batches_hold_every_row_once_and_no_labels(retained, processor):
-    batches = list(retained.batches(processor, 4))
+def test_batches_hold_every_row_once_and_no_labels(retained, model, processor):
+    batches = list(retained.batches(model, processor, 4))
     assert sum(len(batch["input_ids"]) for batch in batches) == len(retained)
     assert all("labels" not in batch for batch in batches)
     pictures = sum(len(batch["pixel_values"]) for batch in batches if "pixel_values" in batch)

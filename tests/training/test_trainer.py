@@ -5,10 +5,10 @@ import torch
 from peft import get_peft_model
 from transformers import set_seed
 
-from peft_space import SpaceConfig, SpaceTrainer, SpaceTrainingArguments
+from peft_space import SpaceConfig, SpaceTrainer, SpaceTrainingArguments, vlm
 from peft_space._peft import lora_layers
 from peft_space.anchors import Lesson
-from peft_space.training import Collator, Gauge, Lessons, anchor_entropy, concept_directions
+from peft_space.training import Collator, Gauge, Lessons, anchor_entropy, concept_directions, lessons_at_a_time
 from peft_space.training import trainer as trainer_module
 from peft_space.training.dose import Reading
 from peft_space.vlm import Prompt, encode
@@ -92,6 +92,16 @@ def test_directions_are_the_rows_of_the_names_tokens(base, processor):
     assert directions.equal(rows[sorted(ids)] - rows.mean(0))
 
 
+def test_of_long_lessons_few_are_learned_at_a_time(make, model, processor, lessons, monkeypatch):
+    assert lessons_at_a_time(model, processor, lessons, 32) == 32
+    monkeypatch.setattr(vlm, "BATCH_NUMBERS", 1)
+    assert lessons_at_a_time(model, processor, lessons, 32) == 1
+    trainer = make(max_steps=1)
+    trainer.args = trainer.args.in_small_batches(1)
+    trainer.train()
+    assert trainer.state.global_step == 1 and len(trainer.state.log_history) == 2
+
+
 def test_it_learns_and_logs_each_term(make):
     trainer = make(max_steps=12, learning_rate=1e-2)
     trainer.train()
@@ -153,7 +163,7 @@ def test_it_stops_where_the_dose_is_reached(make, anchors):
 def test_it_stops_only_where_so_many_readings_in_a_row_find_the_dose(make, anchors, monkeypatch):
     found = iter([True, False, True, True, True])
     monkeypatch.setattr(
-        trainer_module, "read_dose", lambda *args: Reading(args[-1], (0.0,), next(found), leak=args[-2])
+        trainer_module, "read_dose", lambda *args, **rest: Reading(args[-1], (0.0,), next(found), leak=args[-2])
     )
     trainer = make(gauges=[gauge(100, anchors)], dose_every=1, dose_readings=2, max_steps=8)
     trainer.train()

@@ -47,6 +47,18 @@ def test_layers_with_one_input_share_one_module():
     assert not any(key.endswith(".U") for key in peft_model.state_dict())
 
 
+def test_bases_that_stay_on_the_cpu_hold_as_well():
+    peft_model, elsewhere = (space(tiny_llava(), subspace=False) for _ in range(2))
+    attach_subspace(peft_model, RandomSubspace(peft_model), on_cpu=True)
+    attach_subspace(elsewhere, RandomSubspace(elsewhere))
+    for one, other in zip(factors(peft_model).values(), factors(elsewhere).values(), strict=True):
+        assert one.weight.equal(other.weight)
+    peft_model.to("meta"), elsewhere.to("meta")
+    for model, device in ((peft_model, "cpu"), (elsewhere, "meta")):
+        bases = {f.parametrizations["weight"][0].retained.U.device.type for f in factors(model).values()}
+        assert bases == {device}
+
+
 def test_optimisers_keep_their_parameters():
     peft_model = space(tiny_llama(), subspace=False)
     before = {name: factor.weight for name, factor in factors(peft_model).items()}
