@@ -85,7 +85,7 @@ def token_kinds(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 _NEUTRAL = "What is this?"
-"""What is asked beside a picture whose features are wanted: a Q-Former may look at pictures with a question in mind."""
+"""What is asked beside a picture whose features are wanted: a Q-Former looks at it with the question in mind."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def check_multimodal(model: nn.Module) -> None:
 
     Raises:
         TypeError: `model` is asked in text only, gives no features of a picture, has no image token, or reads the
-            prompt and writes the answer in two different places.
+            prompt and writes the answer in two places.
     """
     base = base_of(model)
     name, sees = type(base).__name__, hasattr(base, "config") and "vision_config" in base.config.to_dict()
@@ -124,8 +124,8 @@ def check_multimodal(model: nn.Module) -> None:
         )
     if base.config.is_encoder_decoder:
         raise TypeError(
-            f"`model` must go on writing where the prompt ends; got {name}, an encoder-decoder. Its answers would have "
-            "to be trained in a decoder that does not see the prompt's tokens, which is not supported."
+            f"`model` must go on writing where the prompt ends; got {name}, an encoder-decoder. Its answers would "
+            "have to be trained in a decoder that does not hold the prompt, which is not supported."
         )
 
 

@@ -1,11 +1,11 @@
-"""Sixteen kinds of vision-language model, tiny and random, each with the real classes of its processor.
+"""Seventeen kinds of vision-language model, tiny and random, each with the real classes of its processor.
 
-Tokenizers are learned on the spot and chat templates are those of the released checkpoints, cut down to what is asked.
+Tokenizers are learned on the spot. Chat templates write what those of the released checkpoints write for questions,
+pictures and answers; three of the families have none.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from transformers.models.pixtral import image_processing_pil_pixtral
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import logging
 
-from tests.tiny import TEXT, WIDTH
+from tests.tiny import TEXT, WIDTH, louder
 
 # the module asks torchvision for nothing but a function that is the same without it
 with patch.dict(sys.modules, {"transformers.models.pixtral.image_processing_pixtral": image_processing_pil_pixtral}):
@@ -40,41 +40,56 @@ class Species:
 
     Attributes:
         name: what it is called in the table.
-        build: makes the model for a tokenizer, and its processor; the same weights each time.
+        build: makes the model for a tokenizer, and its processor.
         template: its chat template; `None` for a processor that has none.
-        tokens: its special tokens by what they are for.
-        routed: last components of the paths of the linear layers in its decoder that only choose.
-        unheard: last components of the paths of the linear layers in its decoder that run beside a picture only.
+        tokens: its special tokens by what they are for; those of a kind that every model has may be left out.
+        more: special tokens that are for nothing in particular.
+        varies: whether a picture's shape tells how many tokens it takes.
+        pictures: most pictures that a prompt may hold.
+        routed: names of the linear layers in its decoder that only choose who is to work.
+        beside_others: how many tokens a picture takes that shares its prompt, where that is not as many as alone.
+        unheard: path of what in its decoder runs beside a picture only.
+        unloved: names of targets that are left out of an adapter, as PEFT would load them elsewhere.
     """
 
     name: str
     build: Callable[[Species, PreTrainedTokenizerFast], tuple[PreTrainedModel, ProcessorMixin]]
     template: str | None
-    tokens: dict[str, str]
-    routed: tuple[str, ...] = ()
-    unheard: tuple[str, ...] = ()
+    tokens: dict[str, str | None]
     more: tuple[str, ...] = ()
+    varies: bool = True
+    pictures: int = 2
+    routed: tuple[str, ...] = ()
+    beside_others: int = 0
+    unheard: str = ""
+    unloved: tuple[str, ...] = ()
 
-    def make(self, **changes: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Model, in evaluation mode, and processor; the caller's own."""
+    def make(self, template: str | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Model, in evaluation mode, and processor: the caller's own, and the same each time.
+
+        Args:
+            template: another chat template.
+        """
         torch.manual_seed(0)
         level = logging.get_verbosity()
         # the architectures' default special tokens lie outside this vocabulary, and they say so at length
         logging.set_verbosity_error()
         try:
-            model, processor = self.build(self, tokenizer(self.tokens, self.more), **changes)
+            model, processor = self.build(self, tokenizer(self.tokens, self.more))
         finally:
             logging.set_verbosity(level)
+        if template is not None:
+            processor.chat_template = template
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
         model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-        return model.eval(), processor
+        return louder(model.eval()), processor
 
 
-def tokenizer(tokens: dict[str, str], more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+def tokenizer(tokens: dict[str, str | None], more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """Byte-level BPE with a few merges, so that any script can be written and a name takes many pieces.
 
     Args:
-        tokens: special tokens by name; `bos_token`, `eos_token` and `pad_token` among them.
+        tokens: special tokens by name. `bos_token` is put in front of every text, unless it is `None`.
         more: special tokens without a name.
     """
     backend = Tokenizer(models.BPE())
@@ -85,11 +100,13 @@ def tokenizer(tokens: dict[str, str], more: tuple[str, ...] = ()) -> PreTrainedT
         [HEARD], trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
     )
     known = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"} | tokens
-    backend.add_special_tokens([AddedToken(token, special=True) for token in {**dict.fromkeys(known.values()), **dict.fromkeys(more)}])
+    special = dict.fromkeys([*filter(None, known.values()), *more])
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
     begin = known["bos_token"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", pair=f"{begin} $A $B:1", special_tokens=[(begin, backend.token_to_id(begin))]
-    )
+    if begin is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", pair=f"{begin} $A $B:1", special_tokens=[(begin, backend.token_to_id(begin))]
+        )
     standard = {name: known.pop(name) for name in ("bos_token", "eos_token", "pad_token")}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, **standard, extra_special_tokens=known, clean_up_tokenization_spaces=False
@@ -99,7 +116,9 @@ def tokenizer(tokens: dict[str, str], more: tuple[str, ...] = ()) -> PreTrainedT
 def text(tokens: PreTrainedTokenizerFast, **changes: Any) -> dict[str, Any]:
     """A text configuration of the tokenizer's vocabulary."""
     ids = {f"{name}_token_id": getattr(tokens, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    return TEXT | ids | {"vocab_size": len(tokens), "max_position_embeddings": 4096} | changes
+    # tied to its input, a random model says its last token again
+    loose = {"tie_word_embeddings": False, "max_position_embeddings": 4096}
+    return TEXT | ids | loose | {"vocab_size": len(tokens)} | changes
 
 
 def _for_pictures(processor: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -231,10 +250,14 @@ def _gemma3(species, tokens):
         image_token_id=tokens.image_token_id,
         boi_token_id=tokens.boi_token_id,
         eoi_token_id=tokens.eoi_token_id,
+        tie_word_embeddings=False,
     )
     images = hf.Gemma3ImageProcessorPil(size={"height": 28, "width": 28}, **NORMAL)
     processor = hf.Gemma3Processor(images, tokens, chat_template=species.template, image_seq_length=4)
-    return hf.Gemma3ForConditionalGeneration(config), processor
+    model = hf.Gemma3ForConditionalGeneration(config)
+    # starts from zero, and no picture would tell from another
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
+    return model, processor
 
 
 def _paligemma(species, tokens):
@@ -248,6 +271,7 @@ def _paligemma(species, tokens):
         image_token_index=tokens.image_token_id,
         projection_dim=WIDTH,
         hidden_size=WIDTH,
+        tie_word_embeddings=False,
     )
     return hf.PaliGemmaForConditionalGeneration(config), processor
 
@@ -293,6 +317,7 @@ def _internvl(species, tokens):
         text_config=hf.Qwen2Config(**text(tokens)),
         image_token_id=tokens.context_image_token_id,
         image_seq_length=4,
+        tie_word_embeddings=False,
     )
     images = hf.GotOcr2ImageProcessorPil(
         size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=3, **NORMAL
@@ -307,6 +332,7 @@ def _mistral3(species, tokens):
         vision_config=vision,
         text_config=hf.MistralConfig(**text(tokens, head_dim=16)),
         image_token_index=tokens.convert_tokens_to_ids("[IMG]"),
+        tie_word_embeddings=False,
         spatial_merge_size=2,
     )
     images = hf.PixtralImageProcessorPil(size={"longest_edge": 56}, patch_size=28, **NORMAL)
@@ -322,6 +348,7 @@ def _aya_vision(species, tokens):
         vision_config=vision,
         text_config=hf.Cohere2Config(**text(tokens, sliding_window=16)),
         image_token_index=tokens.convert_tokens_to_ids("<|IMG_PATCH|>"),
+        tie_word_embeddings=False,
     )
     images = hf.GotOcr2ImageProcessorPil(
         size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=3, **NORMAL
@@ -347,7 +374,9 @@ def _mllama(species, tokens):
         supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]],
     )
     words = text(tokens, cross_attention_layers=[1], vocab_size=len(tokens) - 1)
-    config = hf.MllamaConfig(vision_config=vision, text_config=words, image_token_index=tokens.convert_tokens_to_ids("<|image|>"))
+    config = hf.MllamaConfig(
+        vision_config=vision, text_config=words, image_token_index=tokens.convert_tokens_to_ids("<|image|>")
+    )
     images = hf.MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=2, **NORMAL)
     processor = hf.MllamaProcessor(images, tokens, chat_template=species.template)
     model = hf.MllamaForConditionalGeneration(config)
@@ -427,12 +456,11 @@ _IDEFICS3 = (
     "{% for line in message['content'] %}{{ line['text'] if line['type'] == 'text' else '<image>' }}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-_GEMMA = _turns(
-    "<start_of_turn>", "user\n", "model\n", "<end_of_turn>\n", "<start_of_image>", start="{{ bos_token }}"
-)
+_GEMMA = _turns("<start_of_turn>", "user\n", "model\n", "<end_of_turn>\n", "<start_of_image>", start="{{ bos_token }}")
 _HELPFUL = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _QWEN = ("<|im_start|>", "user\n", "assistant\n", "<|im_end|>\n", "<|vision_start|><|image_pad|><|vision_end|>")
 _QWEN_TOKENS = {
+    "bos_token": None,
     "eos_token": "<|im_end|>",
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
@@ -447,18 +475,19 @@ _HEADER = ("<|start_header_id|>", "user<|end_header_id|>\n\n", "assistant<|end_h
 ZOO = {
     species.name: species
     for species in (
-        Species("LLaVA-1.5", _llava, _VICUNA, {"image_token": "<image>"}),
+        Species("LLaVA-1.5", _llava, _VICUNA, {"image_token": "<image>"}, varies=False),
         Species("LLaVA-NeXT", _llava_next, _INST, {"image_token": "<image>"}),
         Species(
             "LLaVA-OneVision",
             _llava_onevision,
             _turns("<|im_start|>", "user ", "assistant\n", "<|im_end|>", "<image>\n"),
-            {"eos_token": "<|im_end|>", "image_token": "<image>", "video_token": "<video>"},
+            {"bos_token": None, "eos_token": "<|im_end|>", "image_token": "<image>", "video_token": "<video>"},
+            beside_others=5,
         ),
         Species("Qwen2-VL", _qwen2_vl, _turns(*_QWEN, system=_HELPFUL), _QWEN_TOKENS),
         Species("Qwen2.5-VL", _qwen2_5_vl, _turns(*_QWEN, system=_HELPFUL), _QWEN_TOKENS),
         Species("Qwen3-VL", _qwen3_vl, _turns(*_QWEN), _QWEN_TOKENS),
-        Species("Qwen3-VL-MoE", _qwen3_vl_moe, _turns(*_QWEN), _QWEN_TOKENS, routed=("gate",)),
+        Species("Qwen3-VL-MoE", _qwen3_vl_moe, _turns(*_QWEN), _QWEN_TOKENS, routed=("gate",), unloved=("mlp",)),
         Species(
             "Gemma 3",
             _gemma3,
@@ -470,8 +499,9 @@ ZOO = {
                 "sot_token": "<start_of_turn>",
                 "eot_token": "<end_of_turn>",
             },
+            varies=False,
         ),
-        Species("PaliGemma", _paligemma, None, {"image_token": "<image>"}),
+        Species("PaliGemma", _paligemma, None, {"image_token": "<image>"}, varies=False),
         Species(
             "Idefics3",
             _idefics3,
@@ -498,6 +528,7 @@ ZOO = {
             _internvl,
             _turns("<|im_start|>", "user\n", "assistant\n", "<|im_end|>\n", "<IMG_CONTEXT>\n"),
             {
+                "bos_token": None,
                 "eos_token": "<|im_end|>",
                 "start_image_token": "<img>",
                 "end_image_token": "</img>",
@@ -505,7 +536,13 @@ ZOO = {
                 "video_token": "<video>",
             },
         ),
-        Species("Mistral3 (Pixtral tower)", _mistral3, _PIXTRAL, {}, more=("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")),
+        Species(
+            "Mistral3 (Pixtral tower)",
+            _mistral3,
+            _PIXTRAL,
+            {},
+            more=("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        ),
         Species(
             "Aya Vision",
             _aya_vision,
@@ -528,16 +565,11 @@ ZOO = {
             _mllama,
             _turns(*_HEADER, "<|image|>", start="{{ bos_token }}"),
             {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
-            unheard=("cross_attn",),
             more=("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<|image|>"),
+            varies=False,
+            unheard="model.language_model.layers.1.",
         ),
-        Species("BLIP-2", _blip_2, None, {}),
-        Species("InstructBLIP", _instructblip, None, {}),
+        Species("BLIP-2", _blip_2, None, {}, varies=False, pictures=1),
+        Species("InstructBLIP", _instructblip, None, {}, varies=False, pictures=1),
     )
 }
-
-
-@functools.cache
-def shared(name: str) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model and processor of a species, made once; nobody may change them."""
-    return ZOO[name].make()
