@@ -213,8 +213,12 @@ def answer_tokens(processor: Any, prompt: Prompt, answer: str, end: bool = True)
     if not told.startswith(asked):
         # a template that writes a finished turn unlike the start of one: what follows the prompt is the bare answer
         told = asked + answer + (processor.tokenizer.eos_token or "")
+    bare = told[: told.rindex(answer) + len(answer)]
     if not end:
-        told = told[: told.rindex(answer) + len(answer)]
+        told = bare
+    elif told.strip() == bare.strip():
+        # a template that closes no turn leaves it to the token that ends a text
+        told = bare + (processor.tokenizer.eos_token or "")
     before, after = (processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, told))
     shared = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before))
     return after[shared:]

@@ -36,6 +36,7 @@ class Sighting:
 
     Attributes:
         name: of the model's class.
+        sees: whether it has `get_image_features`, or the model in it has.
         targets: the default targets, by dotted path; empty where none were found.
         wrong: those of them that are no attention or MLP of the language model.
         missing: attention and MLP in the layers that hold the targets, or beside them, that is not targeted.
@@ -43,6 +44,7 @@ class Sighting:
     """
 
     name: str
+    sees: bool
     targets: tuple[str, ...]
     wrong: tuple[str, ...]
     missing: tuple[str, ...]
@@ -51,6 +53,11 @@ class Sighting:
     @property
     def right(self) -> bool:
         return bool(self.targets) and not self.wrong and not self.missing
+
+    @property
+    def stacks(self) -> list[str]:
+        """Paths of the stacks of layers that hold targets."""
+        return sorted({_stack(name) for name in self.targets})
 
     @property
     def kinds(self) -> list[str]:
@@ -94,14 +101,19 @@ def _look(model: PreTrainedModel) -> Sighting:
         targets = []
     family = re.sub(r"For[A-Z]\w+$", "", type(model).__name__)
     language = {name for name in linear if is_language(modules, name, family)}
-    stacks = {re.split(r"\.\d+\.", name)[0] for name in targets}
+    stacks = {_stack(name) for name in targets}
     return Sighting(
         type(model).__name__,
+        any(hasattr(part, "get_image_features") for part in (model, model.base_model)),
         tuple(targets),
         tuple(name for name in targets if name not in language),
-        tuple(sorted(n for n in language.difference(targets) if re.split(r"\.\d+\.", n)[0] in stacks)),
+        tuple(sorted(n for n in language.difference(targets) if _stack(n) in stacks)),
         language.issuperset(linear),
     )
+
+
+def _stack(name: str) -> str:
+    return re.split(r"\.\d+\.", name)[0]
 
 
 def is_language(modules: dict[str, nn.Module], name: str, family: str) -> bool:
@@ -119,4 +131,4 @@ def is_language(modules: dict[str, nn.Module], name: str, family: str) -> bool:
     # a tower is a model of its own, and its configuration is of no text
     tower = [module for module in around if isinstance(module, PreTrainedModel)][-1]
     of_text = hasattr(tower.config.get_text_config(decoder=True), "vocab_size")
-    return bool(mine) and of_text and leaf not in CHOOSES and not any(map(FOREIGN.search, classes))
+    return bool(mine) and of_text and leaf not in CHOOSES and not any(map(FOREIGN.search, classes[1:]))

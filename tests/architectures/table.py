@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.architectures import checks
+from tests.architectures.sweep import Sighting, sightings
 from tests.architectures.zoo import ZOO, Species
 
 Check = Callable[[Species, Path], None]
@@ -45,3 +46,31 @@ def legend() -> str:
     lines = [f"- `{check.__name__}`: {' '.join((check.__doc__ or '').split())}" for check in CHECKS]
     lines += [f"- `{check.__name__}` is not run on {name}: {reason}." for (name, check), reason in NOT_RUN.items()]
     return "\n".join(lines)
+
+
+def classes_markdown(seen: list[Sighting], unbuilt: list[str]) -> str:
+    """One row for each class that can be built, and the names of those that can't."""
+    rows = [["class", "`get_image_features`", "targets", "where", "names", "right"], ["---"] * 6]
+    for one in sorted(seen, key=lambda one: one.name):
+        stacks = ", ".join(f"`{stack}`" for stack in one.stacks)
+        names = " ".join(one.kinds)
+        rows.append(
+            [
+                f"`{one.name}`",
+                "yes" if one.sees else "no",
+                str(len(one.targets)),
+                stacks,
+                names,
+                "yes" if one.right else "no",
+            ]
+        )
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    right = sum(one.right for one in seen)
+    names = ", ".join(f"`{name}`" for name in unbuilt)
+    return (
+        f"{right} of {len(seen)} are right.\n\n{table}\n\nCan't be built from a default configuration here: {names}."
+    )
+
+
+if __name__ == "__main__":
+    print(markdown(), legend(), classes_markdown(*sightings()), sep="\n\n")
