@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -148,11 +149,11 @@ _IMAGE_FEATURES: dict[str, Callable[..., Any]] = {
 
 def _features_of(base: Any) -> Callable[..., Any] | None:
     """The method that gives the projector's output, the model's own or that of the model inside its head."""
-    for part in (base, getattr(base, "base_model", None)):
+    for part in (base, getattr(base, "base_model", base)):
         if hasattr(part, "get_image_features"):
             return part.get_image_features
     known = _IMAGE_FEATURES.get(getattr(getattr(base, "config", None), "model_type", ""))
-    return None if known is None else lambda **inputs: known(base, **inputs)
+    return None if known is None else partial(known, base)
 
 
 def speaker(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
@@ -479,8 +480,8 @@ def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Imag
         `(len(images), d)` float32 on the CPU, d being the language model's width.
     """
     check_multimodal(model)
-    features = _features_of(base_of(model))
-    accepted = inspect.signature(_IMAGE_FEATURES.get(base_of(model).config.model_type, features)).parameters
+    features = cast(Callable[..., Any], _features_of(base_of(model)))
+    accepted = inspect.signature(features).parameters
     pooled: list[Tensor] = []
     with evaluating(model):
         while len(pooled) < len(images):
