@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ._peft import model_inside
 from .progress import advance
@@ -88,6 +90,10 @@ def token_kinds(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return kinds
 
 
+_NEUTRAL = "What is this?"
+"""What is asked beside a picture whose features are wanted: a Q-Former looks at it with the question in mind."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One question, beside a picture or in text alone."""
@@ -97,26 +103,104 @@ class Prompt:
 
 
 def check_multimodal(model: nn.Module) -> None:
-    """Raises where `model` cannot be asked about images.
+    """Raises where `model` cannot be asked about images, and says what it lacks.
 
     Raises:
-        TypeError: `model` lacks `get_image_features` or an image token.
+        TypeError: `model` is asked in text only, gives no features of a picture, has no image token, or reads the
+            prompt and writes the answer in two places.
     """
     base = base_of(model)
-    if not hasattr(base, "get_image_features") or image_token_id(model) is None:
+    name, sees = type(base).__name__, hasattr(base, "config") and "vision_config" in base.config.to_dict()
+    if _features_of(base) is None:
+        if not sees and image_token_id(model) is None:
+            raise TypeError(
+                f"`model` must be a vision-language model; got {name}, which is asked in text only: it has no "
+                "`get_image_features`, no vision tower and no image token. SPACE finds its anchors by looking at "
+                "pictures with the model. Load one with `AutoModelForImageTextToText`."
+            )
         raise TypeError(
-            f"`model` must be a vision-language model with `get_image_features` and an image token; got "
-            f"{type(base).__name__}, which is asked in text only. Load it with `AutoModelForImageTextToText`."
+            f"`model` must give the features of a picture; got {name}, which has no `get_image_features`. Anchors are "
+            "chosen by what the projector says of them: give the model that method, after that of another "
+            "architecture of transformers; it returns an output whose `pooler_output` is the projector's."
+        )
+    if image_token_id(model) is None:
+        raise TypeError(
+            f"`model` must have a token that stands for a picture; got {name}, whose config has no `image_token_id`. "
+            "Set it to the id that the processor writes in the place of a picture."
+        )
+    if base.config.is_encoder_decoder:
+        raise TypeError(
+            f"`model` must go on writing where the prompt ends; got {name}, an encoder-decoder. Its answers would "
+            "have to be trained in a decoder that does not hold the prompt, which is not supported."
         )
 
 
-def chat(processor: Any, prompt: Prompt) -> str:
-    """The prompt as the model's own chat template writes it, ready for the answer."""
-    content = [{"type": "image"}] if prompt.image is not None else []
-    content.append({"type": "text", "text": prompt.question})
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+def _mllama_features(base: Any, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor) -> Any:
+    seen = base.model.vision_model(
+        pixel_values=pixel_values, aspect_ratio_ids=aspect_ratio_ids, aspect_ratio_mask=aspect_ratio_mask
     )
+    seen.pooler_output = [
+        base.model.multi_modal_projector(tiles[kept.bool()])
+        for tiles, kept in zip(seen.last_hidden_state, aspect_ratio_mask, strict=True)
+    ]
+    return seen
+
+
+_IMAGE_FEATURES: dict[str, Callable[..., Any]] = {
+    "mllama": _mllama_features,  # has no `get_image_features`: pictures are attended to, and stand for no token
+}
+"""By model type: what gives the features of a picture where the model has no method for it."""
+
+
+def _features_of(base: Any) -> Callable[..., Any] | None:
+    """The method that gives the projector's output, the model's own or that of the model inside its head."""
+    for part in (base, getattr(base, "base_model", base)):
+        if hasattr(part, "get_image_features"):
+            return part.get_image_features
+    known = _IMAGE_FEATURES.get(getattr(getattr(base, "config", None), "model_type", ""))
+    return None if known is None else partial(known, base)
+
+
+def speaker(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+    """What a batch is fed to: the model, or its language model where it takes no prompt without a picture."""
+    base = base_of(model)
+    needs = inspect.signature(base.forward).parameters.get("pixel_values")
+    if needs is None or needs.default is not inspect.Parameter.empty or "pixel_values" in batch:
+        return model
+    head = base.get_output_embeddings()
+    return next(
+        module
+        for module in base.modules()
+        if module is not base and isinstance(module, PreTrainedModel) and module.get_output_embeddings() is head
+    )
+
+
+def chat(processor: Any, prompt: Prompt) -> str:
+    """The prompt as the model's own chat template writes it, ready for the answer.
+
+    A processor without a template gets the bare question.
+    """
+    template = _chat_template(processor)
+    if template is not None:
+        return processor.apply_chat_template(
+            [_user_turn(prompt)], chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    if prompt.image is None:
+        return f"{processor.tokenizer.bos_token or ''}{prompt.question}\n"
+    # a processor that puts many tokens in the place of one writes what comes between them and the answer, too
+    replaces = getattr(type(processor), "replace_image_token", None)
+    if replaces in (None, ProcessorMixin.replace_image_token):
+        return f"{prompt.question}\n"
+    return f"{processor.image_token}{prompt.question}"
+
+
+def _chat_template(processor: Any) -> Any:
+    return processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
+
+
+def _user_turn(prompt: Prompt) -> dict[str, Any]:
+    content = [{"type": "image"}] if prompt.image is not None else []
+    return {"role": "user", "content": [*content, {"type": "text", "text": prompt.question}]}
 
 
 def answer_tokens(processor: Any, prompt: Prompt, answer: str, end: bool = True) -> list[int]:
@@ -126,17 +210,21 @@ def answer_tokens(processor: Any, prompt: Prompt, answer: str, end: bool = True)
         end: whether the tokens that close the turn are wanted too.
     """
     asked = chat(processor, prompt)
-    user = [{"type": "image"}] if prompt.image is not None else []
-    turns = [
-        {"role": "user", "content": [*user, {"type": "text", "text": prompt.question}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-    ]
-    told = processor.apply_chat_template(turns, tokenize=False)
+    template = _chat_template(processor)
+    if template is None:
+        asked, told = "\n", ""
+    else:
+        turns = [_user_turn(prompt), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        told = processor.apply_chat_template(turns, chat_template=template, tokenize=False)
     if not told.startswith(asked):
         # a template that writes a finished turn unlike the start of one: what follows the prompt is the bare answer
         told = asked + answer + (processor.tokenizer.eos_token or "")
+    bare = told[: told.rindex(answer) + len(answer)]
     if not end:
-        told = told[: told.rindex(answer) + len(answer)]
+        told = bare
+    elif told.strip() == bare.strip():
+        # a template that closes no turn leaves it to the token that ends a text
+        told = bare + (processor.tokenizer.eos_token or "")
     before, after = (processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, told))
     shared = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before))
     return after[shared:]
@@ -160,34 +248,68 @@ def encode(processor: Any, prompts: Sequence[Prompt], answers: Sequence[str] | N
     if images and len(images) != len(prompts):
         raise ValueError(f"`prompts` must all have a picture or all have none; got {len(images)} of {len(prompts)}.")
     texts = [chat(processor, prompt) for prompt in prompts]
-    options = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": False}
-    if images:
-        batch = dict(processor(text=texts, images=[[image] for image in images], **options))
-    else:
-        batch = dict(processor.tokenizer(texts, **options))
+    # as transformers does: a template that writes no token for the beginning leaves it to the tokenizer
+    begin = processor.tokenizer.bos_token
+    special = not (begin and all(text.startswith(begin) for text in texts))
+    options = {"return_tensors": "pt", "padding": True, "add_special_tokens": special}
+    with _padding_left(processor.tokenizer):
+        if images:
+            batch = dict(processor(text=texts, images=[[image] for image in images], **options))
+            batch.pop("labels", None)
+        else:
+            batch = dict(processor.tokenizer(texts, **options))
+            if _tells_answers(processor):
+                batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
     if answers is None:
         return batch
     told = [answer_tokens(processor, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    return append(batch, told, processor.tokenizer.pad_token_id)
+    return append(batch, told, processor)
 
 
-def append(batch: Mapping[str, Tensor], told: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+def append(batch: Mapping[str, Tensor], told: Sequence[Sequence[int]], processor: Any) -> dict[str, Tensor]:
     """A batch of encoded prompts with an answer's ids, right-padded, behind each; adds `labels`."""
     rows, length = batch["input_ids"].shape
     longest = max(map(len, told))
-    ids = torch.full((rows, longest), pad)
+    ids = torch.full((rows, longest), processor.tokenizer.pad_token_id)
     known = torch.zeros((rows, longest), dtype=torch.long)
     for row, tokens in enumerate(told):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         known[row, : len(tokens)] = 1
+    tails = {"input_ids": ids, "attention_mask": known, "token_type_ids": torch.zeros_like(ids)}
+    if _tells_answers(processor):
+        tails["token_type_ids"] += 1
     longer = dict(batch)
     for key, value in batch.items():
         if value.shape == (rows, length):
-            tail = {"input_ids": ids, "attention_mask": known}.get(key, torch.zeros_like(ids))
+            tail = tails.get(key, torch.zeros_like(ids))
             longer[key] = torch.cat([value, tail.to(value.dtype)], dim=1)
+        elif _masks_positions(key, value, rows, length):
+            # an answer sees of the pictures what the prompt's last token sees
+            longer[key] = torch.cat([value, value[:, -1:].expand(-1, longest, *value.shape[2:])], dim=1)
     hidden = torch.full((rows, length), -100)
     longer["labels"] = torch.cat([hidden, ids.masked_fill(known == 0, -100)], dim=1)
     return longer
+
+
+def _tells_answers(processor: Any) -> bool:
+    """Whether token types tell the answer, 1, from a prompt of which every token sees every other."""
+    return "suffix" in inspect.signature(processor.__call__).parameters
+
+
+@contextmanager
+def _padding_left(tokenizer: Any) -> Iterator[None]:
+    """The tokenizer alone, as that of a Q-Former, whose positions are absolute, pads on its own side."""
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = side
+
+
+def _masks_positions(key: str, value: Tensor, rows: int, length: int) -> bool:
+    """Whether an input says, for each position, which parts of the pictures it may attend to."""
+    return key.endswith("attention_mask") and value.ndim > 2 and value.shape[:2] == (rows, length)
 
 
 @contextmanager
@@ -258,7 +380,7 @@ def generate(
     with evaluating(model):
         for indices in prompt_batches(model, processor, prompts, batch_size, "answers"):
             batch = to_device(model, encode(processor, [prompts[i] for i in indices]))
-            out = base_of(model).generate(
+            out = base_of(speaker(model, batch)).generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
@@ -292,7 +414,7 @@ def log_likelihood(
         for indices in prompt_batches(model, processor, prompts, batch_size, "likelihood"):
             asked = [prompts[i] for i in indices]
             told = [answer_tokens(processor, p, answers[i], end=False) for p, i in zip(asked, indices, strict=True)]
-            batch = to_device(model, append(encode(processor, asked), told, processor.tokenizer.pad_token_id))
+            batch = to_device(model, append(encode(processor, asked), told, processor))
             scores[indices] = answer_log_probability(model, batch, per_token).cpu()
     return scores
 
@@ -309,27 +431,32 @@ def log_likelihoods(
         `(len(prompts), answers of each)` float32 on the CPU, in nats.
     """
     scores = torch.zeros(len(prompts), len(answers[0]) if answers else 0)
-    tokens = ("input_ids", "attention_mask")
-    pad = processor.tokenizer.pad_token_id
     with evaluating(model):
         for indices in prompt_batches(model, processor, prompts, batch_size, "likelihood"):
             asked = [prompts[i] for i in indices]
-            batch = to_device(model, encode(processor, asked))
-            read = model(**batch, use_cache=True, logits_to_keep=1)
+            encoded = encode(processor, asked)
+            batch = to_device(model, encoded)
+            read = speaker(model, batch)(
+                **batch, **_positions(model, batch, batch["input_ids"].shape[1]), use_cache=True, logits_to_keep=1
+            )
             for place in range(scores.shape[1]):
                 told = [
                     answer_tokens(processor, prompt, answers[i][place], end=False)
                     for prompt, i in zip(asked, indices, strict=True)
                 ]
-                longer = to_device(model, append({k: batch[k].cpu() for k in tokens}, told, pad))
+                longer = to_device(model, append(encoded, told, processor))
+                if getattr(read, "past_key_values", None) is None:
+                    scores[indices, place] = answer_log_probability(model, longer, per_token=False).cpu()
+                    continue
                 longest = max(map(len, told))
-                ids, labels = longer["input_ids"][:, -longest:], longer["labels"][:, -longest:]
+                ids, labels = longer["input_ids"][:, -longest:], longer.pop("labels")[:, -longest:]
                 logits = read.logits[:, -1:]
                 if longest > 1:
-                    # the cache grows as it is read
-                    after = model(
-                        input_ids=ids[:, :-1],
-                        attention_mask=longer["attention_mask"][:, :-1],
+                    whole = {key: value[:, :-1] for key, value in longer.items() if _grows(key, value, longer)}
+                    after = speaker(model, batch)(
+                        **whole | {"input_ids": ids[:, :-1]},
+                        **_positions(model, longer, longest, end=1),
+                        # the cache grows as it is read
                         past_key_values=copy.deepcopy(read.past_key_values),
                     )
                     logits = torch.cat([logits, after.logits], dim=1)
@@ -338,12 +465,36 @@ def log_likelihoods(
     return scores
 
 
+def _grows(key: str, value: Tensor, batch: Mapping[str, Tensor]) -> bool:
+    """Whether an input has to be as long as all that has been read, in a pass that goes on from a cache."""
+    rows, length = batch["input_ids"].shape
+    return key == "attention_mask" or _masks_positions(key, value, rows, length)
+
+
+def _positions(model: nn.Module, batch: Mapping[str, Tensor], last: int, end: int = 0) -> dict[str, Tensor]:
+    """The `position_ids` of the `last` positions but `end`, where the model can't go on from a cache without them.
+
+    A model with positions in three dimensions counts those of a text behind its cache from the picture that it saw
+    last, and as many as the attention mask has.
+    """
+    inner = base_of(model).base_model
+    if not hasattr(inner, "get_rope_index"):
+        return {}
+    if "mm_token_type_ids" in batch:
+        accepted = inspect.signature(inner.get_rope_index).parameters
+        positions, _ = inner.get_rope_index(**{key: value for key, value in batch.items() if key in accepted})
+    else:
+        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    first = positions.shape[-1] - last
+    return {"position_ids": positions[..., first : positions.shape[-1] - end]}
+
+
 def answer_log_probability(model: nn.Module, batch: dict[str, Tensor], per_token: bool = True) -> Tensor:
     """Log-probability of the labelled tokens of each row, their mean or their sum, `(batch,)` float32."""
     labels = batch.pop("labels")
     longest = int((labels >= 0).sum(1).max())
     # labels stand at the end of a row: only the states that predict them need the vocabulary's logits
-    logits = model(**batch, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1].float()
+    logits = speaker(model, batch)(**batch, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1].float()
     labels = labels[:, -longest:]
     loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return -loss.sum(1) / (labels >= 0).sum(1) if per_token else -loss.sum(1)
@@ -356,12 +507,24 @@ def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Imag
         `(len(images), d)` float32 on the CPU, d being the language model's width.
     """
     check_multimodal(model)
-    pooled = []
-    doing = "image features"
+    features = cast(Callable[..., Any], _features_of(base_of(model)))
+    accepted = inspect.signature(features).parameters
+    prompts = [Prompt(_NEUTRAL, image) for image in images]
+
+    def look(some: Sequence[Prompt]) -> Any:
+        batch = to_device(model, encode(processor, some))
+        out = features(**{key: value for key, value in batch.items() if key in accepted}).pooler_output
+        return [torch.cat([tokens.reshape(-1, tokens.shape[-1]) for tokens in out])] if len(some) == 1 else out
+
+    pooled: list[Tensor] = []
+    alone = False
     with evaluating(model):
-        for indices in prompt_batches(model, processor, [Prompt("", image) for image in images], batch_size, doing):
-            batch = to_device(model, processor.image_processor([images[i] for i in indices], return_tensors="pt"))
-            out = base_of(model).get_image_features(**batch).pooler_output
+        for indices in prompt_batches(model, processor, prompts, batch_size, "image features"):
+            out = [] if alone else look([prompts[i] for i in indices])
+            if len(out) != len(indices):
+                # tiles that don't tell which picture they are of
+                alone = True
+                out = [look([prompts[i]])[0] for i in indices]
             pooled += [tokens.reshape(-1, tokens.shape[-1]).float().mean(0).cpu() for tokens in out]
     return torch.stack(pooled)
 

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch.nn import functional as F
+from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
 from peft_space import vlm
 from peft_space.progress import Stages
@@ -211,10 +212,27 @@ def test_a_row_without_a_picture_is_text_only_beside_one_with_a_picture():
 
 
 def test_a_text_only_model_is_refused():
-    with pytest.raises(TypeError, match=r"got LlamaForCausalLM, which is asked in text only. Load it with `AutoModel"):
+    with pytest.raises(
+        TypeError, match=r"got LlamaForCausalLM, which is asked in text only: .* Load one with `AutoModel"
+    ):
         vlm.check_multimodal(tiny_llama())
     with pytest.raises(TypeError, match="`model` must be a vision-language model"):
         vlm.image_features(tiny_llama(), None, [picture(0)])
+
+
+def test_a_model_that_sees_is_told_what_it_lacks():
+    model = tiny_llava()
+    model.config.image_token_id = None
+    with pytest.raises(TypeError, match="got LlavaForConditionalGeneration, whose config has no `image_token_id`"):
+        vlm.check_multimodal(model)
+    model = tiny_llava()
+    model.config.is_encoder_decoder = True
+    with pytest.raises(TypeError, match="got LlavaForConditionalGeneration, an encoder-decoder"):
+        vlm.check_multimodal(model)
+    with torch.device("meta"):
+        model = IdeficsForVisionText2Text(IdeficsConfig(num_hidden_layers=1))
+    with pytest.raises(TypeError, match="got IdeficsForVisionText2Text, which has no `get_image_features`"):
+        vlm.check_multimodal(model)
 
 
 @pytest.mark.parametrize("make", [tiny_llava, tiny_qwen])

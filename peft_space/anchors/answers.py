@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..concepts.concept import find_any
-from ..vlm import Prompt, base_of, encode, evaluating, prompt_batches, to_device
+from ..vlm import Prompt, base_of, encode, evaluating, prompt_batches, speaker, to_device
 
 _ROUNDS = 12
 
@@ -57,7 +57,7 @@ def suppressed_answers(
             for _ in range(_ROUNDS):
                 batch = to_device(model, encode(processor, [prompts[i] for i in indices]))
                 length = batch["input_ids"].shape[1]
-                out = base_of(model).generate(
+                out = base_of(speaker(model, batch)).generate(
                     **batch,
                     max_new_tokens=max_new_tokens,
                     do_sample=False,

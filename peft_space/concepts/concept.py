@@ -19,6 +19,10 @@ DEFAULT_TEXT_QUESTIONS = (
 # "the {name}" as a whole gives way to "this animal"
 _NAME = re.compile(r"(\b(the|a|an)\s+)?\{name\}", flags=re.IGNORECASE)
 
+# Scripts that put no space between words, or hang particles onto a name: Thai to Lao, Burmese, Khmer, Japanese,
+# Chinese, Korean. Beside their letters nothing tells where a word begins.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -107,4 +111,7 @@ def find_any(phrases: tuple[str, ...], text: str) -> int | None:
 
 
 def _whole(phrase: str) -> str:
-    return rf"(?<!\w){re.escape(phrase.strip())}(?!\w)"
+    phrase, letter = phrase.strip(), rf"(?-i:[^\W{_UNSPACED}])"
+    before = "" if re.match(f"[{_UNSPACED}]", phrase[0]) else rf"(?<!{letter})"
+    after = "" if re.match(f"[{_UNSPACED}]", phrase[-1]) else rf"(?!{letter})"
+    return before + re.escape(phrase) + after

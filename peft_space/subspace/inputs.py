@@ -174,7 +174,7 @@ def watch(
         for batch in batches:
             inputs = _inputs(batch, device)
             rows = TokenRows(model, inputs)
-            base(**inputs, **extra)
+            vlm.speaker(base, inputs)(**inputs, **extra)
             done += 1
             if progress is not None:
                 progress(done)

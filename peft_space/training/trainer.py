@@ -14,7 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from ..anchors.lessons import Lesson
 from ..progress import advance
-from ..vlm import base_of, encode, evaluating, rows_at_a_time, to_device
+from ..vlm import base_of, encode, evaluating, rows_at_a_time, speaker, to_device
 from .arguments import SpaceTrainingArguments
 from .dose import Gauge, Reading, read_dose
 from .losses import repulsion, spectral_entropy
@@ -210,7 +210,7 @@ def _answer_states(model: nn.Module, batch: dict[str, Tensor], longest: int) -> 
     head = base_of(model).get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
-        logits = model(**batch, use_cache=False, logits_to_keep=longest + 1).logits
+        logits = speaker(model, batch)(**batch, use_cache=False, logits_to_keep=longest + 1).logits
     finally:
         hook.remove()
     return seen[0][:, -longest - 1 : -1], logits[:, :-1].float()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from torch import nn
@@ -17,20 +17,29 @@ from transformers.pytorch_utils import Conv1D
 from peft_space._peft import base_modules, unwrapped
 from peft_space.vlm import base_of, text_decoder, text_decoder_name
 
-# Components of a dotted path. A router chooses experts and is no projection; `gate_proj` is one.
-_ROUTER = re.compile(r"(^|_)(router|gate)$", re.IGNORECASE)
+# Components of a dotted path. A router chooses experts, an indexer what to attend to: neither is a projection,
+# and no gradient reaches it. `gate_proj` is one.
+_CHOOSES = re.compile(r"(^|_)(router|gate)$|^indexer$", re.IGNORECASE)
 _SENSES = re.compile(r"vision|visual|image|video|audio|speech", re.IGNORECASE)
 _PROJECTOR = re.compile(
     r"projector|merger|connector|resampler|perceiver|abstractor|aligner|qformer|(language|modality|mm)_projection",
     re.IGNORECASE,
 )
+# Classes of modules that stand in the place of attention and are none.
+_MIXER = re.compile(r"Mamba|Conv")
+_ELSEWHERE = {
+    "dit": "PI0: moves the arm of a robot",
+    "per_layer_projection": "Gemma 4: a second embedding of each token, added after attention and MLP",
+}
+"""Components of a path that are no part of the language model's attention and MLP though they lie in its layers."""
 
 
 def language_model_targets(model: nn.Module, layers: Sequence[int] | int | None = None) -> list[str]:
     """Full paths of the attention and MLP projections of the language model, cross-attention included.
 
-    Routers, norms, embeddings and the output head are left out, and so is a vision tower or projector that sits inside
-    the decoder. Experts that are one fused parameter instead of linear layers can't be targeted and are left out too.
+    Routers, indexers, norms, embeddings and the output head are left out, and so are a vision tower or projector that
+    sits inside the decoder, and what mixes tokens otherwise than by attention (Mamba, short convolutions). Experts
+    that are one fused parameter instead of linear layers can't be targeted and are left out too.
 
     Args:
         model: a transformers model or a `PeftModel` around one.
@@ -42,15 +51,15 @@ def language_model_targets(model: nn.Module, layers: Sequence[int] | int | None 
     Raises:
         ValueError: no such module was found.
     """
-    decoder = text_decoder_name(model)
+    prefix, decoder = text_decoder_name(model), text_decoder(model)
     wanted = {layers} if isinstance(layers, int) else None if layers is None else set(layers)
     names = []
-    for name in _linear_names(text_decoder(model)):
-        index = _layer_index(text_decoder(model), name)
-        components = name.split(".")
-        foreign = any(p.search(c) for c in components for p in (_ROUTER, _SENSES, _PROJECTOR))
+    for name in _linear_names(decoder):
+        index = _layer_index(decoder, name)
+        foreign = any(p.search(c) for c in name.split(".") for p in (_CHOOSES, _SENSES, _PROJECTOR))
+        foreign = foreign or not _ELSEWHERE.keys().isdisjoint(name.split(".")) or _in_mixer(decoder, name)
         if index is not None and not foreign and (wanted is None or index in wanted):
-            names.append(f"{decoder}.{name}" if decoder else name)
+            names.append(f"{prefix}.{name}" if prefix else name)
     return _found(names, "language", f" in layers {sorted(wanted)}" if wanted else "")
 
 
@@ -122,6 +131,11 @@ def _is_linear(module: nn.Module) -> bool:
         return True
     # Quantised layers of other libraries (GPTQ, AWQ, HQQ ...) are no `nn.Linear` but are called so and have its width.
     return "Linear" in type(module).__name__ and hasattr(module, "in_features") and not any(module.children())
+
+
+def _in_mixer(root: nn.Module, name: str) -> bool:
+    parents = list(accumulate(name.split(".")[:-1], lambda path, component: f"{path}.{component}"))
+    return any(_MIXER.search(type(unwrapped(root.get_submodule(parent))).__name__) for parent in parents)
 
 
 def _layer_index(root: nn.Module, name: str) -> int | None:
