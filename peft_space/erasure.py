@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from .anchors import (
     Lesson,
     anchor_lessons,
     elicit,
+    in_memory,
+    index_images,
     naming_questions,
     other_names,
     select_anchors,
@@ -33,7 +36,7 @@ from .anchors import (
 from .concepts import Concept, Retain, load_public_images
 from .console import shows_progress
 from .progress import Listener, Stages
-from .report import anchor_images, check_output
+from .report import anchor_images, check_output, skipped_images
 from .subspace import RetainedSubspace, fit_retained_subspace, leak
 from .training import (
     Gauge,
@@ -99,6 +102,7 @@ def erase(
     previous: Sequence[Anchors] = (),
     leak_budget: float | None = None,
     adapter_name: str = "default",
+    cache: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     progress: Listener | bool | None = True,
 ) -> ErasureResult:
@@ -110,8 +114,8 @@ def erase(
             is made for the model as it answers with it.
         processor: the model's own.
         concept: the name, or a `Concept` that also says how the model is asked. Several are erased by one adapter.
-        public_images: a list of PIL images, a folder, a data set with an image column or a Hub data-set id. No image
-            of the concept is needed.
+        public_images: a list of PIL images, a folder of pictures or shards, a data set with an image column, a Hub
+            data-set id, or what `index_images` returned. No image of the concept is needed.
         text_knowledge: "keep": the concept is no longer recognised in images, and text facts stay. "erase": asked in
             text about the name, the model no longer tells them either.
         retain: what must stay; by default drawn from the public images and built-in prompts.
@@ -126,6 +130,7 @@ def erase(
         leak_budget: what all erasures in the model may leak together, as a sum of their recorded means. Training
             stops where it would be passed; an adapter that passes it all the same is weakened until it does not.
         adapter_name: name of the new adapter; a second erasure needs a name of its own.
+        cache: folder for the public images' features, which another erasure then finds there; see `index_images`.
         batch_size: images or prompts at a time outside of training.
         progress: whether to show bars, on standard error; or whom to call instead, with a stage's name, what is being
             done in it, the units done and all its units.
@@ -179,7 +184,11 @@ def erase(
     set_seed(seed)
 
     with stages.stage("images"):
-        public = load_public_images(public_images)
+        # pictures that are not in memory stay where they are: only their features are gathered
+        if cache is None and in_memory(public_images):
+            public: Any = load_public_images(public_images)
+        elif not given:
+            public = index_images(model, processor, public_images, cache, batch_size=batch_size)
     with stages.stage("anchors"):
         chosen = given or [select_anchors(model, processor, one, public, batch_size=batch_size) for one in concepts]
     with stages.stage("knowledge"):
@@ -254,6 +263,7 @@ def erase(
             "seed": seed,
             "anchors": [some.diagnostics() for some in chosen] if joint else chosen[0].diagnostics(),
             "anchor_images": anchor_images(*chosen),
+            "skipped_images": skipped_images(chosen[0].public.skipped),
             **_dose(trainer, gauges, strength),
             "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
             "leak": {"mean": measured.mean * strength, "max": measured.max * strength},

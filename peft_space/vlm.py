@@ -333,12 +333,23 @@ def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Imag
     with evaluating(model):
         for start in range(0, len(images), batch_size):
             advance("image features", start, len(images))
-            batch = to_device(
-                model, processor.image_processor(images[start : start + batch_size], return_tensors="pt")
-            )
-            out = base_of(model).get_image_features(**batch).pooler_output
-            pooled += [tokens.reshape(-1, tokens.shape[-1]).float().mean(0).cpu() for tokens in out]
-    return torch.stack(pooled)
+            pooled.append(projected(model, image_inputs(processor, images[start : start + batch_size])))
+    return torch.cat(pooled)
+
+
+def image_inputs(processor: Any, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """The pictures as `projected` takes them."""
+    return dict(processor.image_processor(list(images), return_tensors="pt"))
+
+
+def projected(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The projector's output for each picture of a batch, averaged over its image tokens.
+
+    Returns:
+        `(len(images), d)` float32 on the CPU.
+    """
+    out = base_of(model).get_image_features(**to_device(model, inputs)).pooler_output
+    return torch.stack([tokens.reshape(-1, tokens.shape[-1]).float().mean(0) for tokens in out]).cpu()
 
 
 def text_embeddings(model: nn.Module, processor: Any, texts: Sequence[str]) -> Tensor:
