@@ -365,7 +365,7 @@ class _Found:
         return {
             "features": features,
             "sum": features.sum(0, dtype=torch.float64),
-            "content": torch.tensor(list(digests), dtype=torch.uint8).view(-1, _DIGEST),
+            "content": torch.tensor(list(digests), dtype=torch.uint8).view(len(kept), _DIGEST),
             "position": torch.tensor([self.rows[row][0] for row in kept], dtype=torch.int32),
             "told": torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8),
         }
