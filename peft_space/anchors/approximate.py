@@ -67,7 +67,7 @@ def _inverted(index: FeatureIndex) -> Any:
         return faiss.read_index(str(file))
     d, n = len(index.mean), len(index)
     n_lists = max(1, min(int(4 * math.sqrt(n)), n // _TRAINED_ON))
-    code = max(size for size in range(1, _CODE + 1) if d % size == 0)
+    code = max(size for size in range(1, min(_CODE, d // 2) + 1) if d % size == 0)
     # 2 to the power of the bits are the centroids of a code, and each wants some pictures to stand for
     bits = min(8, max(1, int(math.log2(max(2, n / 39)))))
     inverted = faiss.index_factory(d, f"IVF{n_lists},PQ{code}x{bits}", faiss.METRIC_INNER_PRODUCT)

@@ -291,8 +291,8 @@ class _Writer:
                 for row, features in zip(taken, projected(self.model, one.inputs), strict=True):
                     found.features[row] = features
 
-        for position, name, read in self._ahead(threads, part):
-            advance("image features", done + position, max(self.source.size or 0, done + position))
+        for position, name, read in self._ahead(threads, part, done):
+            advance("image features", position, max(self.source.size or 0, position))
             try:
                 digest, image = read.result()
             except Exception as error:  # what a broken file raises is up to a dozen decoders
@@ -313,10 +313,10 @@ class _Writer:
         return found
 
     def _ahead(
-        self, threads: ThreadPoolExecutor, part: Iterator[Entry]
+        self, threads: ThreadPoolExecutor, part: Iterator[Entry], done: int
     ) -> Iterator[tuple[int, str, Future[tuple[bytes, Image.Image | None]]]]:
         window: deque[tuple[int, str, Future[tuple[bytes, Image.Image | None]]]] = deque()
-        for position, (name, entry) in enumerate(part):
+        for position, (name, entry) in enumerate(part, done):
             window.append((position, name, threads.submit(_read, entry, self.known)))
             if len(window) > self.batch_size:
                 yield window.popleft()
@@ -366,7 +366,7 @@ class _Found:
             "features": features,
             "sum": features.sum(0, dtype=torch.float64),
             "content": torch.tensor(list(digests), dtype=torch.uint8).view(len(kept), _DIGEST),
-            "position": torch.tensor([self.rows[row][0] for row in kept], dtype=torch.int32),
+            "position": torch.tensor([self.rows[row][0] for row in kept], dtype=torch.int64),
             "told": torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8),
         }
 
