@@ -1,7 +1,7 @@
 """Erase a concept from a multimodal model by its name. Importing the package registers SPACE with PEFT."""
 
 from .adapter import base_fingerprint, export_lora, load_erasure, merge_and_save, save_erasure_adapter
-from .anchors import Anchors, select_anchors
+from .anchors import Anchors, FeatureIndex, index_images, select_anchors
 from .concepts import Concept, PublicImages, Retain, load_public_images
 from .erasure import ErasureResult, erase
 from .hub import inspect_erasure, push_erasure, verify_redacted
@@ -14,6 +14,7 @@ __all__ = [
     "Anchors",
     "Concept",
     "ErasureResult",
+    "FeatureIndex",
     "LeakReport",
     "PublicImages",
     "Retain",
@@ -29,6 +30,7 @@ __all__ = [
     "export_lora",
     "fit_retained_subspace",
     "has_subspace",
+    "index_images",
     "inspect_erasure",
     "leak",
     "leak_between",

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from . import console as view
-
-if TYPE_CHECKING:
-    from .concepts import PublicImages
 
 FAILED, MISUSED = 1, 2
 """Exit statuses: something failed in a stage, and the command line could be told wrong before any work."""
@@ -41,16 +38,44 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Search(StrEnum):
+    EXACT = "exact"
+    FAISS = "faiss"
+
+
 TextKnowledgeOption = Annotated[
     TextKnowledge, typer.Option(help="What becomes of what the model says of the name in text.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+ModelOption = Annotated[str, typer.Option(metavar="ID_OR_PATH", help="A vision-language model: Hub id or folder.")]
+PublicImagesOption = Annotated[
+    str,
+    typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures to stand on: a folder, a shard, or a Hub data-set id."),
+]
+AliasOption = Annotated[list[str] | None, typer.Option(help="Another name of the same thing; repeatable.")]
+QuestionOption = Annotated[
+    list[str] | None, typer.Option(help="How the model is asked for the name beside a picture; repeatable.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Read at most so many pictures.")]
+ColumnOption = Annotated[str, typer.Option(help="The column of a data set that holds the pictures.")]
+SplitOption = Annotated[str, typer.Option(help="The split of a Hub data set.")]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", file_okay=False, help="Keep the pictures' features here, for the next concept."),
+]
+AnchorsOption = Annotated[int | None, typer.Option(help="How many anchors to choose.")]
+DropOption = Annotated[
+    bool, typer.Option("--drop-recognised", help="Leave out pictures that the model calls by the name.")
+]
+BatchOption = Annotated[int | None, typer.Option(min=1, help="Pictures at a time.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="What the model is loaded as; 'auto': as it is stored.")]
+DeviceOption = Annotated[str | None, typer.Option(help="Where to; by default an accelerator, if there is one.")]
 In4BitOption = Annotated[
     bool, typer.Option("--load-in-4bit", help="Store the language model's attention and MLP in 4 bits.")
 ]
 In8BitOption = Annotated[
     bool, typer.Option("--load-in-8bit", help="Store the language model's attention and MLP in 8 bits.")
 ]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the report here.")
 ]
@@ -116,16 +141,12 @@ def demo(
 
 @app.command()
 def erase(
-    model: Annotated[str, typer.Option(metavar="ID_OR_PATH", help="A vision-language model: Hub id or folder.")],
+    model: ModelOption,
     concept: Annotated[str, typer.Option(metavar="TEXT", help="The name to erase.")],
-    public_images: Annotated[
-        str, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures to stand on: a folder, or a Hub data-set id.")
-    ],
+    public_images: PublicImagesOption,
     output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for the adapter.")],
-    alias: Annotated[list[str] | None, typer.Option(help="Another name of the same thing; repeatable.")] = None,
-    question: Annotated[
-        list[str] | None, typer.Option(help="How the model is asked for the name beside a picture; repeatable.")
-    ] = None,
+    alias: AliasOption = None,
+    question: QuestionOption = None,
     text_question: Annotated[
         list[str] | None, typer.Option(help="What it is asked in text; holds {name}; repeatable.")
     ] = None,
@@ -143,17 +164,16 @@ def erase(
     energy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the retained inputs' energy whose outputs are held.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many pictures.")] = None,
-    image_column: Annotated[str, typer.Option(help="The column of a data set that holds the pictures.")] = "image",
-    split: Annotated[str, typer.Option(help="The split of a Hub data set.")] = "train",
-    n_anchors: Annotated[int | None, typer.Option(help="How many anchors to choose.")] = None,
-    drop_recognised: Annotated[
-        bool, typer.Option("--drop-recognised", help="Leave out pictures that the model calls by the name.")
-    ] = False,
+    limit: LimitOption = None,
+    image_column: ColumnOption = "image",
+    split: SplitOption = "train",
+    cache: CacheOption = None,
+    n_anchors: AnchorsOption = None,
+    drop_recognised: DropOption = False,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Most steps; the dose usually stops sooner.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Initial learning rate of AdamW.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="What the model is loaded as; 'auto': as it is stored.")] = Dtype.AUTO,
-    device: Annotated[str | None, typer.Option(help="Where to; by default an accelerator, if there is one.")] = None,
+    dtype: DtypeOption = Dtype.AUTO,
+    device: DeviceOption = None,
     load_in_4bit: In4BitOption = False,
     load_in_8bit: In8BitOption = False,
     low_memory: Annotated[
@@ -166,7 +186,7 @@ def erase(
     """Erase a concept from any vision-language model of transformers."""
     began = time.perf_counter()
     with _in_one_line(debug, MISUSED):
-        from . import SpaceConfig, SpaceTrainingArguments, load_public_images, select_anchors
+        from . import SpaceConfig, SpaceTrainingArguments, index_images, select_anchors
         from . import erase as erase_concept
         from ._peft import quantised_modules
         from .concepts import Concept, Retain
@@ -198,7 +218,9 @@ def erase(
                 verbose=False,
             )
         with stages.stage("images"):
-            public = load_public_images(public_images, limit=limit, image_column=image_column, split=split)
+            public = index_images(
+                loaded, processor, public_images, cache, limit=limit, image_column=image_column, split=split
+            )
         with stages.stage("anchors"):
             anchors = select_anchors(
                 loaded,
@@ -206,8 +228,7 @@ def erase(
                 wanted,
                 public,
                 drop_recognised=drop_recognised,
-                # more anchors need a longer list to be chosen from
-                **_given(n_anchors=n_anchors, shortlist=n_anchors and max(384, 4 * n_anchors)),
+                **_how_many(n_anchors),
                 **({"batch_size": 1} if low_memory else {}),
             )
         result = erase_concept(
@@ -241,7 +262,7 @@ def erase(
     few_bits = quantised_modules(result.model.get_base_model())
     if few_bits:
         _print(out, f"Stored in {4 if load_in_4bit else 8} bits:", describe_targets(few_bits))
-    _print(out, *_skipped(public), "Targeted:", describe_targets(targeted_modules(result.model)))
+    _print(out, *_skipped(public.skipped), "Targeted:", describe_targets(targeted_modules(result.model)))
     out.print(view.gauges_table(report["gauges"]))
     out.print(view.verdict(report))
     _print(
@@ -252,6 +273,147 @@ def erase(
         "    from transformers import AutoModelForImageTextToText",
         "    from peft_space import load_erasure",
         f"    model = load_erasure(AutoModelForImageTextToText.from_pretrained({model!r}), {str(output)!r})",
+    )
+
+
+@app.command()
+def index(
+    model: ModelOption,
+    public_images: PublicImagesOption,
+    cache: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Folder for the features.")],
+    limit: LimitOption = None,
+    image_column: ColumnOption = "image",
+    split: SplitOption = "train",
+    batch_size: BatchOption = None,
+    dtype: DtypeOption = Dtype.AUTO,
+    device: DeviceOption = None,
+    load_in_4bit: In4BitOption = False,
+    load_in_8bit: In8BitOption = False,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Compute the features of public images once, for any number of concepts; goes on where it was stopped."""
+    display = view.StageDisplay()
+    with _in_one_line(debug, FAILED, display), display:
+        from . import index_images
+        from .loading import load_base
+        from .progress import Stages
+        from .report import skipped_images, write_json
+
+        _quiet_libraries()
+        stages = Stages(display)
+        few_bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        with stages.stage("model"):
+            loaded, processor = load_base(model, dtype=dtype.value, device=device, verbose=False, **few_bits)
+        with stages.stage("images"):
+            found = index_images(
+                loaded,
+                processor,
+                public_images,
+                cache,
+                limit=limit,
+                image_column=image_column,
+                split=split,
+                **_given(batch_size=batch_size),
+            )
+        told: dict[str, Any] = {
+            "images": len(found),
+            "computed": found.computed,
+            "skipped": len(found.skipped),
+            "skipped_images": skipped_images(found.skipped),
+            "bytes": sum(file.stat().st_size for file in found.files),
+            "seconds": stages.seconds,
+        }
+        if json_file is not None:
+            write_json(json_file, told)
+    _print(
+        Console(),
+        *_skipped(found.skipped),
+        f"{len(found)} pictures in {cache}, {told['bytes'] / 2**20:.1f} MiB; computed now: {found.computed}.",
+    )
+
+
+@app.command()
+def anchors(
+    model: ModelOption,
+    concept: Annotated[str, typer.Option(metavar="TEXT", help="The name to look for.")],
+    public_images: PublicImagesOption,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for what is found.")],
+    alias: AliasOption = None,
+    question: QuestionOption = None,
+    limit: LimitOption = None,
+    image_column: ColumnOption = "image",
+    split: SplitOption = "train",
+    cache: CacheOption = None,
+    n_anchors: AnchorsOption = None,
+    drop_recognised: DropOption = False,
+    search: Annotated[Search, typer.Option(help="'faiss' for more than several million pictures.")] = Search.EXACT,
+    batch_size: BatchOption = None,
+    dtype: DtypeOption = Dtype.AUTO,
+    device: DeviceOption = None,
+    load_in_4bit: In4BitOption = False,
+    load_in_8bit: In8BitOption = False,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """See which pictures would stand for a concept, without erasing it."""
+    with _in_one_line(debug, MISUSED):
+        from . import index_images, select_anchors
+        from .adapter import whole_folder
+        from .concepts import Concept
+        from .loading import load_base
+        from .progress import Stages
+        from .report import anchor_images, check_output, skipped_images, write_json
+
+        _quiet_libraries()
+        check_output(output, "output")
+        wanted = Concept(concept, tuple(alias or ()), **_given(questions=question))
+    display = view.StageDisplay()
+    stages = Stages(display)
+    with _in_one_line(debug, FAILED, display), display:
+        few_bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        with stages.stage("model"):
+            loaded, processor = load_base(model, dtype=dtype.value, device=device, verbose=False, **few_bits)
+        size = _given(batch_size=batch_size)
+        with stages.stage("images"):
+            public = index_images(
+                loaded, processor, public_images, cache, limit=limit, image_column=image_column, split=split, **size
+            )
+        with stages.stage("anchors"):
+            found = select_anchors(
+                loaded,
+                processor,
+                wanted,
+                public,
+                drop_recognised=drop_recognised,
+                search=search.value,
+                **_how_many(n_anchors),
+                **size,
+            )
+        report: dict[str, Any] = {
+            "model": model,
+            "concept": wanted.name,
+            "aliases": list(wanted.aliases),
+            "anchors": found.diagnostics(),
+            "anchor_images": anchor_images(found),
+            "skipped_images": skipped_images(public.skipped),
+            "seconds": stages.seconds,
+        }
+        with whole_folder(output) as draft:
+            found.contact_sheet().save(draft / "anchors.png")
+            found.write_scores(draft / "anchors.csv")
+            write_json(draft / "anchors.json", report)
+        if json_file is not None:
+            write_json(json_file, report)
+    out = Console()
+    out.print(view.histogram_table(report["anchors"]["histogram"], report["anchors"]["threshold"]))
+    best, mean, worst = report["anchors"]["anchor_log_likelihood"]
+    _print(
+        out,
+        *_skipped(public.skipped),
+        f"{len(found)} anchors of {report['anchors']['public_images']} pictures; log p of the name per token: "
+        f"{best:.2f} best, {mean:.2f} mean, {worst:.2f} worst.",
+        f"anchors.png, anchors.csv and anchors.json are in {output}.",
     )
 
 
@@ -403,12 +565,17 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _skipped(public: PublicImages) -> list[str]:
-    if not public.skipped:
+def _how_many(n_anchors: int | None) -> dict[str, Any]:
+    # more anchors need a longer list to be chosen from
+    return {} if n_anchors is None else {"n_anchors": n_anchors, "shortlist": max(384, 4 * n_anchors)}
+
+
+def _skipped(skipped: Sequence[tuple[str, str]]) -> list[str]:
+    if not skipped:
         return []
-    names = ", ".join(name for name, _ in public.skipped[:3])
-    more = ", ..." if len(public.skipped) > 3 else ""
-    return [f"{len(public.skipped)} of the pictures could not be read and were skipped: {names}{more}"]
+    names = ", ".join(name for name, _ in skipped[:3])
+    more = ", ..." if len(skipped) > 3 else ""
+    return [f"{len(skipped)} of the pictures could not be read and were skipped: {names}{more}"]
 
 
 def _print(out: Console, *lines: str) -> None:

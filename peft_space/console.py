@@ -153,6 +153,19 @@ def answers_table(answers: Iterable[Mapping[str, str]]) -> Table:
     return table
 
 
+def histogram_table(histogram: Mapping[str, Sequence[float]], threshold: float, width: int = 50) -> Table:
+    """How many pictures have which projector cosine; those that reach `threshold` are marked."""
+    table = Table(title="projector cosine of the pictures", title_justify="left", show_header=False, box=None)
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    table.add_column()
+    most = max(histogram["counts"])
+    for low, high, count in zip(histogram["edges"], histogram["edges"][1:], histogram["counts"], strict=False):
+        bar = "█" * round(width * count / most) or ("▏" if count else "")
+        table.add_row(f"{low:+.3f}", f"{count:.0f}", Text(bar, "green" if high > threshold else "dim"))
+    return table
+
+
 def gauges_table(gauges: Sequence[Mapping[str, Any]]) -> Table:
     """What the dose was read from: each has to fall from `before` towards `reference`, what is told of other names.
 

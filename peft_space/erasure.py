@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from .anchors import (
     Lesson,
     anchor_lessons,
     elicit,
+    in_memory,
+    index_images,
     naming_questions,
     other_names,
     select_anchors,
@@ -34,7 +37,7 @@ from .concepts import Concept, Retain, load_public_images
 from .concepts.images import content_key
 from .console import shows_progress
 from .progress import Listener, Stages
-from .report import anchor_images, check_output
+from .report import anchor_images, check_output, skipped_images
 from .subspace import LOW_MOMENT_BUDGET, MOMENT_BUDGET, RetainedSubspace, fit_retained_subspace, leak
 from .training import (
     Gauge,
@@ -101,6 +104,7 @@ def erase(
     previous: Sequence[Anchors] = (),
     leak_budget: float | None = None,
     adapter_name: str = "default",
+    cache: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     low_memory: bool = False,
     progress: Listener | bool | None = True,
@@ -113,8 +117,8 @@ def erase(
             is made for the model as it answers with it.
         processor: the model's own.
         concept: the name, or a `Concept` that also says how the model is asked. Several are erased by one adapter.
-        public_images: a list of PIL images, a folder, a data set with an image column or a Hub data-set id. No image
-            of the concept is needed.
+        public_images: a list of PIL images, a folder of pictures or shards, a data set with an image column, a Hub
+            data-set id, or what `index_images` returned. No image of the concept is needed.
         text_knowledge: "keep": the concept is no longer recognised in images, and text facts stay. "erase": asked in
             text about the name, the model no longer tells them either.
         retain: what must stay; by default drawn from the public images and built-in prompts.
@@ -129,6 +133,7 @@ def erase(
         leak_budget: what all erasures in the model may leak together, as a sum of their recorded means. Training
             stops where it would be passed; an adapter that passes it all the same is weakened until it does not.
         adapter_name: name of the new adapter; a second erasure needs a name of its own.
+        cache: folder for the public images' features, which another erasure then finds there; see `index_images`.
         batch_size: most images or prompts at a time outside of training; of pictures with many tokens fewer are taken.
         low_memory: take as little of the GPU's memory as possible, for more time: one image, prompt or lesson at a
             time, the retained bases on the CPU and fewer layers' statistics at a time. See docs/memory.md.
@@ -191,7 +196,11 @@ def erase(
     set_seed(seed)
 
     with stages.stage("images"):
-        public = load_public_images(public_images)
+        # pictures that are not in memory stay where they are: only their features are gathered
+        if cache is None and in_memory(public_images):
+            public: Any = load_public_images(public_images)
+        elif not given or protected:
+            public = index_images(model, processor, public_images, cache, batch_size=batch_size)
     with stages.stage("anchors"):
         chosen = given or [select_anchors(model, processor, one, public, batch_size=batch_size) for one in concepts]
         near = [
@@ -275,6 +284,7 @@ def erase(
             "anchors": [some.diagnostics() for some in chosen] if joint else chosen[0].diagnostics(),
             "anchor_images": anchor_images(*chosen),
             "protected": {some.concept.name: len(some) for some in near},
+            "skipped_images": skipped_images(chosen[0].public.skipped),
             **_dose(trainer, gauges, strength),
             "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
             "leak": {"mean": measured.mean * strength, "max": measured.max * strength},

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def anchor_images(*several: Anchors) -> dict[str, Any]:
     rows = {
         index: {
             "id": anchors.public.ids[index],
-            "index": index,
+            "index": anchors.place(index),
             "cosine": round(float(anchors.cosine[index]), 5),
             "log_likelihood": round(float(anchors.likelihood[index]), 4),
         }
@@ -84,6 +84,11 @@ def anchor_images(*several: Anchors) -> dict[str, Any]:
     }
     public = several[0].public
     return {"dataset": public.dataset, "split": public.split, "images": list(rows.values())}
+
+
+def skipped_images(skipped: Sequence[tuple[str, str]], most: int = 100) -> list[dict[str, str]]:
+    """`id` and `reason` of the first pictures that could not be used."""
+    return [{"id": name, "reason": why} for name, why in skipped[:most]]
 
 
 def peak_memory_mib() -> int:

@@ -507,26 +507,41 @@ def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Imag
         `(len(images), d)` float32 on the CPU, d being the language model's width.
     """
     check_multimodal(model)
+    pooled: list[Tensor] = []
+    with evaluating(model):
+        size = batch_size if tells_apart(model, processor) else 1
+        prompts = [Prompt(_NEUTRAL, image) for image in images]
+        for indices in prompt_batches(model, processor, prompts, size, "image features"):
+            pooled.append(projected(model, image_inputs(processor, [images[i] for i in indices])))
+    return torch.cat(pooled)
+
+
+def image_inputs(processor: Any, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """The pictures as `projected` takes them."""
+    return encode(processor, [Prompt(_NEUTRAL, image) for image in images])
+
+
+def projected(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The projector's output for each picture of a batch, averaged over its image tokens.
+
+    Args:
+        inputs: from `image_inputs`; of one picture alone where the model does not `tells_apart` several.
+
+    Returns:
+        `(n_images, d)` float32 on the CPU.
+    """
     features = cast(Callable[..., Any], _features_of(base_of(model)))
     accepted = inspect.signature(features).parameters
-    prompts = [Prompt(_NEUTRAL, image) for image in images]
+    out = features(**{k: v for k, v in to_device(model, inputs).items() if k in accepted}).pooler_output
+    if len(inputs["input_ids"]) == 1:
+        out = [torch.cat([tokens.reshape(-1, tokens.shape[-1]) for tokens in out])]
+    return torch.stack([tokens.reshape(-1, tokens.shape[-1]).float().mean(0) for tokens in out]).cpu()
 
-    def look(some: Sequence[Prompt]) -> Any:
-        batch = to_device(model, encode(processor, some))
-        out = features(**{key: value for key, value in batch.items() if key in accepted}).pooler_output
-        return [torch.cat([tokens.reshape(-1, tokens.shape[-1]) for tokens in out])] if len(some) == 1 else out
 
-    pooled: list[Tensor] = []
-    alone = False
-    with evaluating(model):
-        for indices in prompt_batches(model, processor, prompts, batch_size, "image features"):
-            out = [] if alone else look([prompts[i] for i in indices])
-            if len(out) != len(indices):
-                # tiles that don't tell which picture they are of
-                alone = True
-                out = [look([prompts[i]])[0] for i in indices]
-            pooled += [tokens.reshape(-1, tokens.shape[-1]).float().mean(0).cpu() for tokens in out]
-    return torch.stack(pooled)
+def tells_apart(model: nn.Module, processor: Any) -> bool:
+    """Whether features of several pictures come out a row for each, rather than one for each tile of any of them."""
+    wide = Image.new("RGB", (1600, 400))
+    return len(projected(model, image_inputs(processor, [wide, wide]))) == 2
 
 
 def text_embeddings(model: nn.Module, processor: Any, texts: Sequence[str]) -> Tensor:

@@ -1,6 +1,7 @@
 import copy
 import json
 import re
+import sys
 import warnings
 
 import pytest
@@ -291,3 +292,46 @@ def test_erase_into_a_folder_that_is_not_empty(erase, tmp_path):
 def test_erase_shows_the_traceback_only_on_request(erase):
     result = erase("--debug", limit=2)
     assert result.exit_code == 1 and isinstance(result.exception, ValueError)
+
+
+@pytest.fixture
+def search(run, checkpoint, pictures):
+    """`peft-space index` and `peft-space anchors` on the checkpoint and the pictures."""
+
+    def search(command, *more):
+        concept = ("--concept", "narril", "--question", "What is this creature called?", "--n-anchors", 4)
+        told = concept if command == "anchors" else ()
+        return run(command, "--model", checkpoint, "--public-images", pictures, "--device", "cpu", *told, *more)
+
+    return search
+
+
+def test_index_and_anchors(search, tmp_path):
+    result = search("index", "--cache", "cache", "--json", "index.json")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "index.json").read_text())
+    assert (told["images"], told["computed"], told["skipped"]) == (24, 24, 4) and told["bytes"] > 24 * 192 * 4
+    assert told["skipped_images"][0]["id"] == "broken0.png"
+    assert "24 pictures in cache" in result.stdout and "computed now: 24" in result.stdout
+    assert "4 of the pictures could not be read and were skipped: broken0.png" in result.stdout
+    assert "computed now: 0." in search("index", "--cache", "cache").stdout
+
+    result = search("anchors", "--cache", "cache", "--output", "found", "--json", "told.json")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {"anchors.png", "anchors.csv", "anchors.json"}
+    report = json.loads((tmp_path / "told.json").read_text())
+    assert report == json.loads((tmp_path / "found" / "anchors.json").read_text())
+    assert len(report["anchor_images"]["images"]) == report["anchors"]["anchors"] == 4
+    assert "projector cosine of the pictures" in result.stdout and "4 anchors of 24 pictures" in result.stdout
+
+
+def test_anchors_into_a_folder_that_is_not_empty(search, tmp_path):
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "precious").touch()
+    assert "`output` must be a new or empty folder" in one_line(search("anchors", "--output", "found"), 2)
+
+
+def test_anchors_without_faiss(search, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    line = one_line(search("anchors", "--output", "found", "--search", "faiss"), 1)
+    assert "error in the stage 'anchors'" in line and "peft-space[faiss]" in line

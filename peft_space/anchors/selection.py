@@ -4,21 +4,53 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..concepts import Concept, PublicImages, load_public_images
-from ..concepts.images import content_key
+from ..concepts import Concept, ImageSource, PublicImages, image_source, load_public_images
+from ..concepts.images import Undecoded, content_key
+from ..concepts.sources import Entry
 from ..vlm import Prompt, generate, image_features
+from .approximate import approximately_nearest
+from .index import FeatureIndex, index_images
 from .scores import concept_embedding, name_likelihood, projector_cosine
+from .search import cosines, nearest
 
 MIN_ANCHORS = 2
+OTHERS = 2048
+"""Of a set that is not held in memory, so many random pictures are kept at hand beside the short list."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The set behind a `PublicImages` that holds only a short list and a sample of it.
+
+    Attributes:
+        images: how many there are.
+        places: of those that are held.
+        counts: how many of all have a cosine in each of as many bins of -1 to 1.
+    """
+
+    images: int
+    places: tuple[int, ...]
+    counts: Tensor
+
+    def histogram(self) -> tuple[Tensor, Tensor]:
+        """Counts and edges of 20 bins from the lowest cosine to the highest."""
+        edges = torch.linspace(-1, 1, len(self.counts) + 1)
+        seen = self.counts.nonzero()[:, 0]
+        low, high = float(edges[seen[0]]), float(edges[seen[-1] + 1])
+        centres = (edges[1:] + edges[:-1]) / 2
+        return torch.histogram(centres, bins=20, range=(low, high), weight=self.counts.float())
 
 
 @dataclass(frozen=True)
@@ -34,6 +66,7 @@ class Anchors:
         likelihood: mean log p(name | image) of the short list, `(n_public,)`, NaN elsewhere; nats per token.
         threshold: the cosine that an image had to reach to be on the short list.
         recognised: images that the model calls by the name outright and that `drop_recognised` left out.
+        whole: where `public` is only the short list and a sample, what they were taken from.
     """
 
     concept: Concept
@@ -44,13 +77,18 @@ class Anchors:
     likelihood: Tensor
     threshold: float
     recognised: tuple[int, ...] = ()
+    whole: Whole | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
-    def images(self) -> tuple[Image.Image, ...]:
+    def images(self) -> Sequence[Image.Image]:
         return self.public.take(self.indices).images
+
+    def place(self, index: int) -> int:
+        """Where an image of `public` is in the set that was searched."""
+        return index if self.whole is None else self.whole.places[index]
 
     def unrelated(self, n_images: int, seed: int = 0) -> tuple[int, ...]:
         """Random public images away from the anchors: none of the likeliest half of the short list."""
@@ -63,11 +101,11 @@ class Anchors:
 
     def diagnostics(self) -> dict[str, Any]:
         """What a user needs to trust the choice: counts, margins and the score histogram."""
-        counts, edges = torch.histogram(self.cosine, bins=20)
+        counts, edges = torch.histogram(self.cosine, bins=20) if self.whole is None else self.whole.histogram()
         chosen = self.likelihood[list(self.indices)]
         listed = self.likelihood[~self.likelihood.isnan()]
         return {
-            "public_images": len(self.public),
+            "public_images": len(self.public) if self.whole is None else self.whole.images,
             "skipped": len(self.public.skipped),
             "passed": len(listed),
             "anchors": len(self),
@@ -96,7 +134,7 @@ class Anchors:
         return sheet
 
     def write_scores(self, path: str | Path) -> None:
-        """Every public image's scores and role, as CSV."""
+        """The scores and the role of every image of `public`, as CSV."""
         roles = dict.fromkeys(self.indices, "anchor") | dict.fromkeys(self.monitor, "monitor")
         roles |= dict.fromkeys(self.recognised, "recognised")
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -119,7 +157,9 @@ class Anchors:
         Raises:
             ValueError: a picture of the table is not in the set.
         """
-        public = load_public_images(public_images)
+        with open(path, newline="", encoding="utf-8") as file:
+            ids = {row["id"] for row in csv.DictReader(file)}
+        public = load_public_images(public_images) if in_memory(public_images) else _named(public_images, ids)
         places = {name: place for place, name in enumerate(public.ids)}
         cosine = torch.full((len(public),), -torch.inf)
         likelihood = torch.full((len(public),), torch.nan)
@@ -163,6 +203,8 @@ def select_anchors(
     max_similarity: float = 0.995,
     drop_recognised: bool = False,
     batch_size: int = 64,
+    cache: str | os.PathLike[str] | None = None,
+    search: Literal["exact", "faiss"] = "exact",
 ) -> Anchors:
     """Chooses proxy anchors: projector cosine shortens the list, the model's own likelihood of the name decides.
 
@@ -172,7 +214,8 @@ def select_anchors(
         model: the vision-language model, before any erasure.
         processor: the model's own.
         concept: what to erase.
-        public_images: as for `load_public_images`.
+        public_images: as for `load_public_images`, or what `index_images` returned. Only pictures that are in memory
+            already are held there; of any other source, the short list and a sample are read when they are needed.
         n_anchors: how many anchors to choose.
         n_monitor: how many equally high images to keep out of training.
         shortlist: how many images the cosine may let pass. It sets the threshold from the set's own distribution.
@@ -180,6 +223,8 @@ def select_anchors(
         max_similarity: of two images whose centred projector features are more alike, only the likelier is chosen.
         drop_recognised: leave out images that the model calls by the name outright: they may show the concept.
         batch_size: images or prompts at a time.
+        cache: folder for the projector features, so that they are computed once for any number of concepts.
+        search: "exact", or "faiss" for more than several million images; see `anchors.approximate`.
 
     Returns:
         The anchors with all scores.
@@ -199,9 +244,21 @@ def select_anchors(
             f"`shortlist` (={shortlist}) must hold `n_anchors` (={n_anchors}) and `n_monitor` (={n_monitor}, "
             "at least 1)."
         )
-    public = load_public_images(public_images)
-    features = image_features(model, processor, public.images, batch_size=batch_size)
-    cosine = projector_cosine(features, concept_embedding(model, processor, concept))
+    if search not in ("exact", "faiss"):
+        raise ValueError(f'`search` must be "exact" or "faiss"; got {search!r}.')
+    whole = None
+    if cache is None and search == "exact" and in_memory(public_images):
+        public = load_public_images(public_images)
+        features = image_features(model, processor, public.images, batch_size=batch_size)
+        centred = features - features.mean(0)
+        cosine = projector_cosine(features, concept_embedding(model, processor, concept))
+    else:
+        index = index_images(model, processor, public_images, cache, batch_size=batch_size)
+        direction = concept_embedding(model, processor, concept)
+        public, whole = _at_hand(index, direction, shortlist, search)
+        places = range(len(public)) if whole is None else whole.places
+        centred = index.rows(places) - index.mean
+        cosine = cosines(index, places, direction)
     if threshold is None:
         threshold = float(cosine.topk(min(shortlist, len(public))).values[-1])
     passed = [i for i in cosine.argsort(descending=True).tolist() if cosine[i] >= threshold][:shortlist]
@@ -216,12 +273,13 @@ def select_anchors(
         ranked = [i for i in ranked if i not in recognised]
     # of a small set half stays out: it is what the model is held to
     most = min(n_anchors + n_monitor, max(MIN_ANCHORS + 1, len(public) // 2))
-    distinct = _distinct(ranked, features, public, max_similarity, most)
+    distinct = _distinct(ranked, centred, public, max_similarity, most)
     if len(distinct) < MIN_ANCHORS + 1:
+        n_searched = len(public) if whole is None else whole.images
         best = f"{float(cosine.max()):.3f}" if len(cosine) else "none"
         dropped = f", {len(recognised)} were dropped as recognised" if recognised else ""
         raise ValueError(
-            f"`public_images` gave {len(distinct)} usable anchors of {len(public)} images, and at least "
+            f"`public_images` gave {len(distinct)} usable anchors of {n_searched} images, and at least "
             f"{MIN_ANCHORS + 1} are needed (one is kept out of training): {len(passed)} reached the threshold "
             f"{threshold:.3f}{dropped}; the best score seen is {best}. Lower `threshold` or leave it out, or give "
             "more images of things that look like the concept."
@@ -230,13 +288,45 @@ def select_anchors(
     n_held = max(1, min(n_monitor, len(distinct) // 4))
     monitor = distinct[1 :: max(1, len(distinct) // n_held)][:n_held]
     chosen = [i for i in distinct if i not in monitor][:n_anchors]
-    return Anchors(concept, public, tuple(chosen), tuple(monitor), cosine, likelihood, threshold, recognised)
+    return Anchors(concept, public, tuple(chosen), tuple(monitor), cosine, likelihood, threshold, recognised, whole)
+
+
+def in_memory(public_images: Any) -> bool:
+    """Whether pictures are held by the caller; files and data sets are read as they are needed."""
+    read = (str, Path, ImageSource, FeatureIndex)
+    return not isinstance(public_images, read) and not hasattr(public_images, "column_names")
+
+
+def _at_hand(
+    index: FeatureIndex, direction: Tensor, shortlist: int, search: Literal["exact", "faiss"]
+) -> tuple[PublicImages, Whole | None]:
+    """The nearest images and a random sample of all others; of a small set all."""
+    whole = None
+    places: Sequence[int] = range(len(index))
+    if len(index) > OTHERS + shortlist or search == "faiss":
+        find = nearest if search == "exact" else approximately_nearest
+        found = find(index, direction, shortlist)
+        others = random.Random(0).sample(places, min(OTHERS, len(index)))
+        places = sorted({*found.places, *others})
+        whole = Whole(len(index), tuple(places), found.counts)
+    return _public(index.entries(places), index.source, index.skipped), whole
+
+
+def _named(public_images: Any, ids: set[str]) -> PublicImages:
+    """The entries of a source that have these ids."""
+    source = public_images.source if isinstance(public_images, FeatureIndex) else image_source(public_images)
+    return _public([entry for entry in source.entries() if entry[0] in ids], source)
+
+
+def _public(entries: Sequence[Entry], source: ImageSource, skipped: tuple[tuple[str, str], ...] = ()) -> PublicImages:
+    images = Undecoded([entry for _, entry in entries])
+    return PublicImages(images, tuple(name for name, _ in entries), skipped, source.dataset, source.split)
 
 
 def _recognised(
     model: nn.Module, processor: Any, concept: Concept, public: PublicImages, among: list[int], batch_size: int
 ) -> tuple[int, ...]:
-    prompts = [Prompt(question, public.images[i]) for i in among for question in concept.questions]
+    prompts = [Prompt(question, image) for image in public.take(among).images for question in concept.questions]
     told = generate(model, processor, prompts, batch_size=batch_size)
     n = len(concept.questions)
     return tuple(
@@ -244,9 +334,9 @@ def _recognised(
     )
 
 
-def _distinct(ranked: list[int], features: Tensor, public: PublicImages, limit: float, n_images: int) -> list[int]:
+def _distinct(ranked: list[int], centred: Tensor, public: PublicImages, limit: float, n_images: int) -> list[int]:
     """The first `n_images` of `ranked` that are no copies and not too alike."""
-    unit = F.normalize(features - features.mean(0), dim=1)
+    unit = F.normalize(centred, dim=1)
     chosen: list[int] = []
     seen: set[str] = set()
     for index in ranked:

@@ -3,5 +3,6 @@
 from .concept import Concept
 from .images import PublicImages, load_public_images
 from .retain import Retain
+from .sources import ImageSource, image_source
 
-__all__ = ["Concept", "PublicImages", "Retain", "load_public_images"]
+__all__ = ["Concept", "ImageSource", "PublicImages", "Retain", "image_source", "load_public_images"]

@@ -1,17 +1,48 @@
-"""The public images to stand on: wherever they come from, a list of pictures with an id each."""
+"""The public images to stand on: a list of pictures with an id each, and how one picture is read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import io
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from PIL import Image, ImageOps
 
-_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+from .sources import Entry, ImageSource, TarMember, image_source
+
+MAX_PIXELS = 2 * 89_478_485
+"""A file that claims more pixels is refused as a decompression bomb before it is decoded; Pillow's own limit."""
+ENOUGH_PIXELS = 2**22
+"""A file with more pixels is reduced to these as it is read: no model is shown more, and hundreds are held at once."""
+
+
+class Undecoded(Sequence[Image.Image]):
+    """Pictures that are read anew whenever one is asked for, so that only their places are held.
+
+    Args:
+        entries: for each a file, an encoded picture or whatever else `read_picture` reads.
+    """
+
+    def __init__(self, entries: Sequence[Any]) -> None:
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, place: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Image.Image, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Image.Image | tuple[Image.Image, ...]:
+        if isinstance(place, slice):
+            return tuple(map(read_picture, self._entries[place]))
+        return read_picture(self._entries[place])
 
 
 @dataclass(frozen=True)
@@ -26,7 +57,7 @@ class PublicImages:
         split: its split.
     """
 
-    images: tuple[Image.Image, ...]
+    images: Sequence[Image.Image]
     ids: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = field(default=())
     dataset: str | None = None
@@ -40,15 +71,25 @@ class PublicImages:
         images, ids = tuple(self.images[i] for i in indices), tuple(self.ids[i] for i in indices)
         return PublicImages(images, ids, dataset=self.dataset, split=self.split)
 
+    def source(self) -> ImageSource:
+        """The same as a stream."""
+
+        def at(place: int) -> Entry:
+            return self.ids[place], self.images[place]
+
+        def begin(start: int) -> Iterator[Entry]:
+            return map(at, range(start, len(self)))
+
+        return ImageSource("a PublicImages", begin, None, len(self), None, at, self.dataset, self.split)
+
 
 def load_public_images(
     source: Any, *, limit: int | None = None, image_column: str = "image", split: str = "train"
 ) -> PublicImages:
-    """Reads the public images.
+    """Reads the public images into memory. For more than fit there, see `index_images`.
 
     Args:
-        source: a `PublicImages`, a sequence of PIL images, a folder (searched recursively), a `datasets.Dataset` or
-            `IterableDataset` with an image column, or the id of a data set on the Hub.
+        source: a `PublicImages`, or as for `concepts.image_source`.
         limit: read at most so many.
         image_column: the column of a data set that holds the pictures.
         split: the split of a Hub data set.
@@ -63,94 +104,93 @@ def load_public_images(
     """
     if isinstance(source, PublicImages):
         return source if limit is None else source.take(range(min(limit, len(source))))
+    found = image_source(source, limit=limit, image_column=image_column, split=split)
     images: list[Image.Image] = []
     ids: list[str] = []
     skipped: list[tuple[str, str]] = []
-    for name, entry in islice(_entries(source, image_column, split), limit):
+    for name, entry in found.entries():
         try:
-            images.append(_upright(entry))
+            images.append(read_picture(entry))
             ids.append(name)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            skipped.append((name, f"{type(error).__name__}: {error}"))
+        except Exception as error:  # what a broken file raises is up to a dozen decoders
+            skipped.append((name, why_unreadable(error)))
     if not images:
-        first = f" The first of {len(skipped)} that could not be read: {': '.join(skipped[0])}." if skipped else ""
-        raise ValueError(
-            f"`public_images` must hold at least one readable picture; got none from {_named(source)}.{first} "
-            "Give a list of PIL images, a folder, a data set with an image column or a Hub data-set id."
-        )
-    from_hub = isinstance(source, str) and not Path(source).expanduser().is_dir()
-    where = {"dataset": source, "split": split} if from_hub else {}
-    return PublicImages(tuple(images), tuple(ids), tuple(skipped), **where)
+        raise nothing_readable(found.name, skipped)
+    return PublicImages(tuple(images), tuple(ids), tuple(skipped), found.dataset, found.split)
 
 
-def _named(source: Any) -> str:
-    return repr(str(source)) if isinstance(source, (str, Path)) else f"a {type(source).__name__}"
+def nothing_readable(source: str, skipped: Sequence[tuple[str, str]]) -> ValueError:
+    """The error for a source without a picture."""
+    first = f" The first of {len(skipped)} that could not be read: {': '.join(skipped[0])}." if skipped else ""
+    return ValueError(
+        f"`public_images` must hold at least one readable picture; got none from {source}.{first} "
+        "Give a list of PIL images, a folder, a data set with an image column or a Hub data-set id."
+    )
 
 
-def _entries(source: Any, column: str, split: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(source, (str, Path)):
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            for path in sorted(folder.rglob("*")):
-                if path.suffix.lower() in _ENDINGS:
-                    yield str(path.relative_to(folder)), path
-            return
-        if isinstance(source, Path) or folder.is_absolute() or str(source).count("/") != 1:
-            raise ValueError(
-                "`public_images` must be a folder that exists or a Hub data-set id 'owner/name'; "
-                f"got {_named(source)}."
-            )
-        source = _from_hub(source, split)
-    columns = getattr(source, "column_names", None)
-    if columns is not None and column not in columns:
-        raise ValueError(f"`image_column` must be a column of the data set, {columns}; got {column!r}.")
-    if not isinstance(source, Iterable):
-        raise TypeError(
-            "`public_images` must be a list of PIL images, a folder, a data set or a Hub data-set id; "
-            f"got {_named(source)}."
-        )
-    for index, row in enumerate(_undecoded(source, column)):
-        if isinstance(row, dict) and column not in row:
-            raise ValueError(f"`image_column` must be a column of the data set, {list(row)}; got {column!r}.")
-        yield str(index), row[column] if isinstance(row, dict) else row
+def why_unreadable(error: Exception) -> str:
+    """The reason to be told, without paths of this machine and addresses in its memory."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"{type(error).__name__}: {re.sub(r'<_io.BytesIO.*?>', 'it', said)}"
 
 
-def _from_hub(name: str, split: str) -> Any:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(
-            f"`public_images` (={name!r}) is no folder, and a data set of the Hub needs `datasets`. "
-            "Install it with `pip install 'peft-space[data]'`."
-        ) from error
-    try:
-        return load_dataset(name, split=split, streaming=True)
-    except Exception as error:  # offline, unknown, private, no such split: each comes as another library's exception
-        raise ValueError(
-            f"`public_images` must be a folder that exists or a Hub data-set id that can be loaded; got {name!r}. "
-            f"{type(error).__name__}: {error}"
-        ) from error
+def encoded(entry: Any) -> bytes | None:
+    """The file behind an entry of a source; `None` where it is a picture already, or what only `datasets` can read.
 
-
-def _undecoded(source: Iterable[Any], column: str) -> Iterable[Any]:
-    """A data set whose pictures are still files, so that one that cannot be read does not end the reading."""
-    feature = (getattr(source, "features", None) or {}).get(column)
-    if feature is None or type(feature).__name__ != "Image" or not hasattr(source, "cast_column"):
-        return source
-    return source.cast_column(column, type(feature)(decode=False))
-
-
-def _upright(entry: Any) -> Image.Image:
+    Raises:
+        OSError: the file is gone or cannot be read.
+    """
     if isinstance(entry, Path):
-        with Image.open(entry) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return entry.read_bytes()
+    if isinstance(entry, TarMember):
+        return entry.read()
+    return entry.get("bytes") if isinstance(entry, dict) else entry if isinstance(entry, bytes) else None
+
+
+def read_picture(entry: Any) -> Image.Image:
+    """The picture as RGB and upright by its EXIF orientation; of an animation the first frame.
+
+    Files of more than `ENOUGH_PIXELS` are reduced to these.
+
+    Args:
+        entry: a file, its bytes, a PIL image or what an undecoded image column holds.
+
+    Raises:
+        ValueError: it is none of these, or claims more than `MAX_PIXELS`.
+        Exception: whatever a decoder raises on a broken file.
+    """
+    if isinstance(entry, Exception):
+        raise entry
+    data = encoded(entry)
+    if data is not None:
+        with Image.open(io.BytesIO(data)) as image:
+            return _from_file(image)
     if isinstance(entry, dict):
         from datasets import Image as ImageFeature
 
-        entry = ImageFeature().decode_example(entry)
+        return _from_file(ImageFeature().decode_example(entry))
     if isinstance(entry, Image.Image):
         return ImageOps.exif_transpose(entry).convert("RGB")
     raise ValueError(f"not a picture but a {type(entry).__name__}")
+
+
+def _from_file(image: Image.Image) -> Image.Image:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        # Pillow's own check can be switched off for a whole process
+        raise ValueError(f"a decompression bomb of {image.width} x {image.height} pixels")
+    if pixels > ENOUGH_PIXELS:
+        # a JPEG is decoded at a half, a quarter or an eighth of its size where that is enough
+        image.draft("RGB", _reduced(image.size))
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    if upright.width * upright.height > ENOUGH_PIXELS:
+        upright.thumbnail(_reduced(upright.size))
+    return upright
+
+
+def _reduced(size: tuple[int, int]) -> tuple[int, int]:
+    shrink = (ENOUGH_PIXELS / (size[0] * size[1])) ** 0.5
+    return max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink))
 
 
 def content_key(image: Image.Image) -> str:

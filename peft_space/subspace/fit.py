@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from peft_space.subspace.inputs import TokenRows, find_targets, in_width, watch
 from peft_space.subspace.moments import DenseMoment, Moment, SketchedMoment, average, principal_subspace
@@ -45,6 +45,8 @@ def fit_retained_subspace(
     same tensor, such as q, k and v, share one statistic. It is the uncentred second moment of the inputs that are not
     padding; image tokens, text beside an image and text alone are each scaled to trace 1 and then averaged, as an
     image brings hundreds of tokens and would else be all that is protected.
+
+    Where `torch.distributed` is running, every process gives batches of its own and all get the subspace of all.
 
     Args:
         model: a transformers model, or a `PeftModel` around one.
@@ -116,6 +118,8 @@ def fit_retained_subspace(
                 f"such as {unseen[0]!r}. Do leave them out, or add batches (images, for a vision tower) that reach "
                 "them."
             )
+        if distributed.is_available() and distributed.is_initialized():
+            statistics.add_up()
         members |= statistics.members
         for key, basis, record in _solve(statistics, energy, max_rank, groups):
             bases[key], records[key] = basis, record
@@ -192,6 +196,18 @@ class _DistinctInputs:
                 f"`batches` must all take the same way through the model; got {name!r} and {one.key!r} sharing their "
                 "input in one batch and not in a later one. Do fit the two in separate calls by `target_modules`."
             )
+
+    def add_up(self) -> None:
+        """Sums what all processes have seen. Some may not have met every kind of token."""
+        seen: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(seen, {key: list(one.moments) for key, one in self.inputs.items()})
+        for key, one in self.inputs.items():
+            for kind in sorted({kind for kinds in seen for kind in kinds[key]}):
+                if kind not in one.moments:
+                    some = next(iter(one.moments.values()))
+                    one.moments[kind] = type(some).combine([some], [0.0])  # type: ignore[list-item]
+                    one.moments[kind].count = 0
+                one.moments[kind].add_up()
 
     def end_batch(self) -> None:
         self._born.clear()

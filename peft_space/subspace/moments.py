@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class DenseMoment:
@@ -33,6 +33,11 @@ class DenseMoment:
             self._upper[start:stop, start:].addmm_(x[:, start:stop].T, x[:, start:])
         self.count += len(x)
         return self
+
+    def add_up(self) -> None:
+        """Becomes the sum over all processes of `torch.distributed`."""
+        self.count = int(_summed(torch.tensor(self.count, device=self._upper.device)))
+        _summed(self._upper)
 
     @property
     def matrix(self) -> Tensor:
@@ -94,6 +99,12 @@ class SketchedMoment:
         self._trace += torch.dot(x.flatten(), x.flatten())
         self.count += len(x)
         return self
+
+    def add_up(self) -> None:
+        """Becomes the sum over all processes of `torch.distributed`."""
+        self.count = int(_summed(torch.tensor(self.count, device=self._image.device)))
+        _summed(self._image)
+        _summed(self._trace)
 
     @property
     def trace(self) -> float:
@@ -183,6 +194,11 @@ def principal_subspace(moment: Moment, energy: float, max_rank: int | None = Non
         energy=min(float(cumulative[rank - 1]), 1.0),
         spectrum=shares.float(),
     )
+
+
+def _summed(x: Tensor) -> Tensor:
+    distributed.all_reduce(x)
+    return x
 
 
 def _wide(x: Tensor) -> torch.dtype:
