@@ -246,6 +246,96 @@ def erase(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(metavar="ID_OR_PATH", help="The base that the adapter was made for.")],
+    adapter: Annotated[str, typer.Option(metavar="REPO_OR_PATH", help="The erasure adapter: Hub id or folder.")],
+    concept: Annotated[str, typer.Option(metavar="TEXT", help="The name that was erased.")],
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of the same thing; repeatable.")] = None,
+    question: Annotated[
+        list[str] | None, typer.Option(help="How the erasure asked for the name beside a picture; repeatable.")
+    ] = None,
+    text_question: Annotated[
+        list[str] | None, typer.Option(help="What it asked in text; holds {name}; repeatable.")
+    ] = None,
+    unseen_question: Annotated[
+        list[str] | None, typer.Option(help="How the name is asked for in other words; repeatable.")
+    ] = None,
+    other: Annotated[list[str] | None, typer.Option(help="Another concept's name; repeatable.")] = None,
+    public_images: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Any pictures: a folder, or a Hub data-set id.")
+    ] = None,
+    target_images: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures of the concept, if there are any.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many public pictures.")] = None,
+    image_column: Annotated[str, typer.Option(help="The column of a data set that holds the pictures.")] = "image",
+    split: Annotated[str, typer.Option(help="The split of a Hub data set.")] = "train",
+    n_images: Annotated[
+        int | None, typer.Option(min=1, help="Use at most so many public pictures of each kind.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Draw the collateral curve here.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="What the model is loaded as; 'auto': as it is stored.")] = Dtype.AUTO,
+    device: Annotated[str | None, typer.Option(help="Where to; by default an accelerator, if there is one.")] = None,
+    load_in_4bit: In4BitOption = False,
+    load_in_8bit: In8BitOption = False,
+    seed: SeedOption = 0,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Measure what an erasure took and what it left, with or without a picture of the concept."""
+    with _in_one_line(debug, MISUSED):
+        from . import load_erasure, load_public_images
+        from .concepts import Concept
+        from .evaluation import evaluate_erasure
+        from .evaluation.anchors import anchors_of
+        from .loading import load_base
+        from .progress import Stages
+
+        _quiet_libraries()
+        wanted = Concept(concept, tuple(alias or ()), **_given(questions=question, text_questions=text_question))
+    display = view.StageDisplay()
+    stages = Stages(display)
+    with _in_one_line(debug, FAILED, display), display:
+        with stages.stage("model"):
+            bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+            loaded, processor = load_base(model, dtype=dtype.value, device=device, verbose=False, **bits)
+            erased = load_erasure(loaded, adapter, **_given(revision=revision, token=token))
+        public = target = None
+        with stages.stage("pictures"):
+            where = {"image_column": image_column, "split": split}
+            if public_images is not None:
+                public = load_public_images(public_images, limit=limit, **where)
+            if target_images is not None:
+                target = load_public_images(target_images, **where)
+            anchors = anchors_of(adapter, wanted, public)
+        report = evaluate_erasure(
+            erased,
+            processor,
+            wanted,
+            target_images=target,
+            public_images=public,
+            anchors=anchors,
+            seed=seed,
+            progress=display,
+            **_given(others=other, unseen_questions=unseen_question, n_images=n_images),
+        )
+        if json_file is not None:
+            report.save(json_file)
+        if plot is not None and report.collateral is not None:
+            report.plot_collateral(plot)
+    out = Console()
+    _print(out, *(line for pictures in (public, target) if pictures is not None for line in _skipped(pictures)))
+    out.print(report.table())
+    out.print(report.unknown_table())
+    if plot is not None and report.collateral is None:
+        _print(out, f"There is no collateral curve to draw: {report.unknown['collateral']}")
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `erase` or `demo` saved.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: 'owner/name'; made if not there.")],
