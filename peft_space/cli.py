@@ -291,7 +291,7 @@ def evaluate(
         from . import load_erasure, load_public_images
         from .concepts import Concept
         from .evaluation import evaluate_erasure
-        from .evaluation.anchors import anchors_of
+        from .evaluation.seen import anchors_of
         from .loading import load_base
         from .progress import Stages
 
@@ -306,11 +306,10 @@ def evaluate(
             erased = load_erasure(loaded, adapter, **_given(revision=revision, token=token))
         public = target = None
         with stages.stage("pictures"):
-            where = {"image_column": image_column, "split": split}
             if public_images is not None:
-                public = load_public_images(public_images, limit=limit, **where)
+                public = load_public_images(public_images, limit=limit, image_column=image_column, split=split)
             if target_images is not None:
-                target = load_public_images(target_images, **where)
+                target = load_public_images(target_images, image_column=image_column, split=split)
             anchors = anchors_of(adapter, wanted, public)
         report = evaluate_erasure(
             erased,

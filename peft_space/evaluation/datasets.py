@@ -26,18 +26,22 @@ class Suite:
         image_column: the column of the pictures.
         label_column: the column of the labels: numbers with names (`ClassLabel`), or the names themselves.
         split: the split that is not for training.
+        hyphenated: whether labels have hyphens in the place of spaces.
     """
 
     question: str
     image_column: str = "image"
     label_column: str = "label"
     split: str = "test"
+    hyphenated: bool = False
 
 
 SUITES: Mapping[str, Suite] = {
     "celebrities": Suite("Who is the person in this image? Answer with the name only."),
     "stanford-dogs": Suite("What breed is the dog in this image? Answer with the breed only."),
-    "wikiart": Suite("Who painted this picture? Answer with the artist's name only.", "image", "artist", "train"),
+    "wikiart": Suite(
+        "Who painted this picture? Answer with the artist's name only.", "image", "artist", "train", True
+    ),
     "imagenet-1k": Suite("What is the main object in this image? Answer with its name only.", split="validation"),
     "sun397": Suite("What place or scene does this image show? Answer with its name only."),
     "vegfru": Suite("Which vegetable or fruit is in this image? Answer with its name only."),
@@ -85,7 +89,7 @@ def load_classification(
     examples = []
     for row in rows:
         label = _column(row, suite.label_column)
-        names = _spoken(_named(label, label_names, suite.label_column))
+        names = _spoken(_named(label, label_names, suite.label_column), suite.hyphenated)
         number = counts.get(names[0], 0)
         if (wanted is not None and names[0].casefold() not in wanted) or number == per_concept:
             continue
@@ -237,12 +241,13 @@ def _named(label: Any, names: Sequence[str] | None, column: str) -> str:
     return names[int(label)]
 
 
-def _spoken(label: str) -> list[str]:
+def _spoken(label: str, hyphenated: bool) -> list[str]:
     """The names in a label, as one would say them."""
     names = []
     for part in label.split(","):
         part = re.sub(r"^n\d{8}[-_ ]", "", part.strip())
         part = re.sub(r"^/\w/", "", part)
+        part = part.replace("-", " ") if hyphenated else part
         # SUN397 puts what tells two kinds of a place apart behind it: "church/outdoor"
         names.append(" ".join(reversed(part.replace("_", " ").split("/"))).strip())
     return [name for name in dict.fromkeys(names) if name]

@@ -175,7 +175,7 @@ def evaluate_erasure(
         leak = measure_leak(pair, ledger, rows, max(RETAINED, seen.mark(shown), key=DATA.index))
         images = target or taken_for_it or (list(anchors.images) if anchors is not None else alike)
         whose = "pictures of the concept" if target else "what stands in for it"
-        measure_entropy(pair, ledger, concept, images[:n_images], whose, seen.mark(images))
+        measure_entropy(pair, ledger, concept, images, whose, seen.mark(images))
     _references(ledger, examples, concept)
     settings = {
         "n_bootstrap": n_bootstrap,

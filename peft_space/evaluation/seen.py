@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
 from ..anchors import Anchors
+from ..concepts import Concept, PublicImages
 from ..concepts.images import content_key
 from .report import DATA, HELD_OUT, RETAINED, STOPPED_ON, TRAINED_ON, UNKNOWN
+
+_FILE = "anchors.csv"
 
 
 class Seen:
@@ -33,6 +39,23 @@ class Seen:
         if self._marks is None:
             return UNKNOWN
         return _worst(HELD_OUT, *(self._marks.get(content_key(image), HELD_OUT) for image in images))
+
+
+def anchors_of(adapter: str | os.PathLike[str], concept: Concept, public: PublicImages | None) -> Anchors | None:
+    """The anchors of an adapter that was saved by `erase`, if `public` is the set they were chosen from.
+
+    Returns:
+        `None` where the folder holds no table of all scores (a repository on the Hub lists the anchors only), or where
+        the table is of other pictures.
+    """
+    path = Path(adapter) / _FILE
+    if public is None or not path.is_file():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "role" not in rows[0] or {row["id"] for row in rows} - set(public.ids):
+        return None
+    return Anchors.read_scores(path, concept, public)
 
 
 def _worst(*marks: str) -> str:
