@@ -229,7 +229,7 @@ def erase(
                 public,
                 drop_recognised=drop_recognised,
                 **_how_many(n_anchors),
-                **({"batch_size": 1} if low_memory else {}),
+                **_given(batch_size=1 if low_memory else None),
             )
         result = erase_concept(
             loaded,
@@ -415,6 +415,96 @@ def anchors(
         f"{best:.2f} best, {mean:.2f} mean, {worst:.2f} worst.",
         f"anchors.png, anchors.csv and anchors.json are in {output}.",
     )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(metavar="ID_OR_PATH", help="The base that the adapter was made for.")],
+    adapter: Annotated[str, typer.Option(metavar="REPO_OR_PATH", help="The erasure adapter: Hub id or folder.")],
+    concept: Annotated[str, typer.Option(metavar="TEXT", help="The name that was erased.")],
+    alias: AliasOption = None,
+    question: Annotated[
+        list[str] | None, typer.Option(help="How the erasure asked for the name beside a picture; repeatable.")
+    ] = None,
+    text_question: Annotated[
+        list[str] | None, typer.Option(help="What it asked in text; holds {name}; repeatable.")
+    ] = None,
+    unseen_question: Annotated[
+        list[str] | None, typer.Option(help="How the name is asked for in other words; repeatable.")
+    ] = None,
+    other: Annotated[list[str] | None, typer.Option(help="Another concept's name; repeatable.")] = None,
+    public_images: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Any pictures: a folder, or a Hub data-set id.")
+    ] = None,
+    target_images: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures of the concept, if there are any.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many public pictures.")] = None,
+    image_column: ColumnOption = "image",
+    split: SplitOption = "train",
+    n_images: Annotated[
+        int | None, typer.Option(min=1, help="Use at most so many public pictures of each kind.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Draw the collateral curve here.")
+    ] = None,
+    dtype: DtypeOption = Dtype.AUTO,
+    device: DeviceOption = None,
+    load_in_4bit: In4BitOption = False,
+    load_in_8bit: In8BitOption = False,
+    seed: SeedOption = 0,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Measure what an erasure took and what it left, with or without a picture of the concept."""
+    with _in_one_line(debug, MISUSED):
+        from . import load_erasure, load_public_images
+        from .concepts import Concept
+        from .evaluation import evaluate_erasure
+        from .evaluation.seen import anchors_of
+        from .loading import load_base
+        from .progress import Stages
+
+        _quiet_libraries()
+        wanted = Concept(concept, tuple(alias or ()), **_given(questions=question, text_questions=text_question))
+    display = view.StageDisplay()
+    stages = Stages(display)
+    with _in_one_line(debug, FAILED, display), display:
+        with stages.stage("model"):
+            bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+            loaded, processor = load_base(model, dtype=dtype.value, device=device, verbose=False, **bits)
+            erased = load_erasure(loaded, adapter, **_given(revision=revision, token=token))
+        public = target = None
+        with stages.stage("pictures"):
+            if public_images is not None:
+                public = load_public_images(public_images, limit=limit, image_column=image_column, split=split)
+            if target_images is not None:
+                target = load_public_images(target_images, image_column=image_column, split=split)
+            anchors = anchors_of(adapter, wanted, public)
+        report = evaluate_erasure(
+            erased,
+            processor,
+            wanted,
+            target_images=target,
+            public_images=public,
+            anchors=anchors,
+            seed=seed,
+            progress=display,
+            **_given(others=other, unseen_questions=unseen_question, n_images=n_images),
+        )
+        if json_file is not None:
+            report.save(json_file)
+        if plot is not None and report.collateral is not None:
+            report.plot_collateral(plot)
+    out = Console()
+    given = [pictures.skipped for pictures in (public, target) if pictures is not None]
+    _print(out, *(line for skipped in given for line in _skipped(skipped)))
+    out.print(report.table())
+    out.print(report.unknown_table())
+    if plot is not None and report.collateral is None:
+        _print(out, f"There is no collateral curve to draw: {report.unknown['collateral']}")
 
 
 @app.command()

@@ -50,7 +50,7 @@ def scores(model: nn.Module, processor: Any, concept: Concept, images: Any) -> d
 def hidden_states(model: nn.Module, processor: Any, prompts: list[Prompt]) -> Tensor:
     """The language model's last hidden states, averaged over the prompt's tokens: `(n_prompts, d)`."""
     rows: dict[int, Tensor] = {}
-    for indices in prompt_batches(prompts, 64):
+    for indices in prompt_batches(model, processor, prompts, 64):
         batch = encode(processor, [prompts[i] for i in indices])
         states = model(**batch, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
         mask = batch["attention_mask"][..., None]

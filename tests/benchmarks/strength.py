@@ -40,7 +40,8 @@ def run(target: str, seed: int) -> list[dict[str, Any]]:
         model, processor, testbed.concept(target), public, retain=testbed.retain(), seed=seed, progress=None
     ).model
     retained = [p for p, topic in zip(exam.sheet.prompts, exam.sheet.topics, strict=True) if topic[0] == "retained"]
-    batches = [encode(processor, [retained[i] for i in indices]) for indices in prompt_batches(retained, 64)]
+    parts = prompt_batches(model, processor, retained, 64)
+    batches = [encode(processor, [retained[i] for i in indices]) for indices in parts]
     rows = []
     for strength in STRENGTHS:
         scale_adapter(erased, strength)
