@@ -125,6 +125,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(build, shown, monkeypatch):
     assert shown == [1, 4, 4, 4, 4] and rest.computed == 16 and len(rest) == 40
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_whole_parts_only(build, folder, tmp_path, base, processor):
     script = f"""
 import os, torch
