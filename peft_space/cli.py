@@ -695,3 +695,7 @@ def _in_one_line(debug: bool, status: int, display: view.StageDisplay | None = N
         kind = "" if type(error) in (ValueError, TypeError, OSError) else f"{type(error).__name__}: "
         _print(errors, f"error{stage}: {kind}{' '.join(str(error).split())}")
         raise typer.Exit(status) from None
+
+
+if __name__ == "__main__":
+    app()

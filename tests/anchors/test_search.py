@@ -49,6 +49,7 @@ def test_the_search_is_exact(features, tmp_path, k):
     torch.testing.assert_close(found.counts.float(), torch.histc(expected, 4096, min=-1, max=1), rtol=0, atol=3)
 
 
+@pytest.mark.slow
 def test_faiss_finds_nearly_the_same(features, tmp_path):
     pytest.importorskip("faiss")
     index = index_of(features, tmp_path)
