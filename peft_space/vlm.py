@@ -439,13 +439,17 @@ def log_likelihoods(
             read = speaker(model, batch)(
                 **batch, **_positions(model, batch, batch["input_ids"].shape[1]), use_cache=True, logits_to_keep=1
             )
+            cached = getattr(read, "past_key_values", None) is not None
+            if cached:
+                # the pictures have been read
+                encoded = {key: value for key, value in encoded.items() if not value.is_floating_point()}
             for place in range(scores.shape[1]):
                 told = [
                     answer_tokens(processor, prompt, answers[i][place], end=False)
                     for prompt, i in zip(asked, indices, strict=True)
                 ]
                 longer = to_device(model, append(encoded, told, processor))
-                if getattr(read, "past_key_values", None) is None:
+                if not cached:
                     scores[indices, place] = answer_log_probability(model, longer, per_token=False).cpu()
                     continue
                 longest = max(map(len, told))
@@ -480,8 +484,9 @@ def _positions(model: nn.Module, batch: Mapping[str, Tensor], last: int, end: in
     inner = base_of(model).base_model
     if not hasattr(inner, "get_rope_index"):
         return {}
-    if "mm_token_type_ids" in batch:
-        accepted = inspect.signature(inner.get_rope_index).parameters
+    accepted = inspect.signature(inner.get_rope_index).parameters
+    needed = [name for name, one in accepted.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    if all(name in batch for name in needed):
         positions, _ = inner.get_rope_index(**{key: value for key, value in batch.items() if key in accepted})
     else:
         positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)

@@ -49,7 +49,6 @@ class Species:
         routed: names of the linear layers in its decoder that only choose who is to work.
         beside_others: how many tokens a picture takes that shares its prompt, where that is not as many as alone.
         unheard: path of what in its decoder runs beside a picture only.
-        unloved: names of targets that are left out of an adapter, as PEFT would load them elsewhere.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Species:
     routed: tuple[str, ...] = ()
     beside_others: int = 0
     unheard: str = ""
-    unloved: tuple[str, ...] = ()
 
     def make(self, template: str | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Model, in evaluation mode, and processor: the caller's own, and the same each time.
@@ -487,7 +485,7 @@ ZOO = {
         Species("Qwen2-VL", _qwen2_vl, _turns(*_QWEN, system=_HELPFUL), _QWEN_TOKENS),
         Species("Qwen2.5-VL", _qwen2_5_vl, _turns(*_QWEN, system=_HELPFUL), _QWEN_TOKENS),
         Species("Qwen3-VL", _qwen3_vl, _turns(*_QWEN), _QWEN_TOKENS),
-        Species("Qwen3-VL-MoE", _qwen3_vl_moe, _turns(*_QWEN), _QWEN_TOKENS, routed=("gate",), unloved=("mlp",)),
+        Species("Qwen3-VL-MoE", _qwen3_vl_moe, _turns(*_QWEN), _QWEN_TOKENS, routed=("gate",)),
         Species(
             "Gemma 3",
             _gemma3,
