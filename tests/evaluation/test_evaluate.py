@@ -217,7 +217,7 @@ def test_it_agrees_with_the_exam():
     with torch.no_grad():
         for name, parameter in erased.named_parameters():
             if "lora_B" in name:
-                parameter.mul_(0.25)
+                parameter.mul_(1.25)
     exam = testbed.Exam("narril", n_images=1)
     with erased.disable_adapter():
         marks = [exam.sit(erased, processor)[0]]
