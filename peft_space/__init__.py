@@ -4,6 +4,7 @@ from .adapter import base_fingerprint, export_lora, load_erasure, merge_and_save
 from .anchors import Anchors, FeatureIndex, index_images, select_anchors
 from .concepts import Concept, PublicImages, Retain, load_public_images
 from .erasure import ErasureResult, erase
+from .evaluation import ErasureReport, EvaluatedSet, Example, evaluate_erasure
 from .hub import inspect_erasure, push_erasure, verify_redacted
 from .loading import load_base
 from .subspace import LeakReport, RetainedSubspace, fit_retained_subspace, leak, leak_between
@@ -13,7 +14,10 @@ from .tuner import SpaceConfig, SpaceModel, attach_subspace, bake, has_subspace,
 __all__ = [
     "Anchors",
     "Concept",
+    "ErasureReport",
     "ErasureResult",
+    "EvaluatedSet",
+    "Example",
     "FeatureIndex",
     "LeakReport",
     "PublicImages",
@@ -27,6 +31,7 @@ __all__ = [
     "bake",
     "base_fingerprint",
     "erase",
+    "evaluate_erasure",
     "export_lora",
     "fit_retained_subspace",
     "has_subspace",

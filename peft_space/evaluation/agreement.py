@@ -101,7 +101,7 @@ def measure_answers(
     agrees = [float(same(*both)) for both in zip(*told, strict=True)]
     ledger.add(f"agreement_{key}", f"{whose}: answered the same as before", None, agrees, units, data=data)
     _own_answers(pair, ledger, prompts, told[0], f"agreement_{key}", f"the base's answers to {whose}", data)
-    for name, judge, label in (("refusals", refuses, "refused"), ("gibberish", is_gibberish, "gibberish")):
+    for name, judge, label in (("refusals", refuses, "refusals"), ("gibberish", is_gibberish, "gibberish")):
         base, erased = ([float(judge(text)) for text in some] for some in told)
         ledger.add(f"{name}_{key}", f"{whose}: answers that are {label}", base, erased, units, data=data)
     fluency(pair, ledger, prompts, told, whose=whose, key=f"fluency_{key}", data=data)

@@ -85,7 +85,7 @@ def collateral_curve(
             continue
         units = [row.unit for row in rows]
         drops = [row.base - row.erased for row in rows]
-        drop = mean_estimate(drops, units, n_bootstrap=ledger.n_bootstrap, seed=ledger.seed)
+        drop = mean_estimate(drops, units, bounds=(-1, 1), n_bootstrap=ledger.n_bootstrap, seed=ledger.seed)
         base, erased = fmean(row.base for row in rows), fmean(row.erased for row in rows)
         points.append(CollateralPoint(concept, similarity[concept], concept in near, len(rows), base, erased, drop))
     return Collateral(measure, against, data, tuple(points))

@@ -24,7 +24,7 @@ from .report import DATA, RETAINED, STOPPED_ON, TRAINED_ON, Collateral, ErasureR
 from .seen import Seen
 from .target import DESCRIPTIONS, UNSEEN_QUESTIONS, measure_pictures
 from .text import BENIGN_TEXTS, UNSEEN_TEXT_QUESTIONS, measure_text
-from .weights import measure_entropy, measure_leak
+from .weights import LEAST_STATES, measure_entropy, measure_leak
 
 _MOST_NAMES = 24
 _LEAST_PICTURES = 3
@@ -173,8 +173,9 @@ def evaluate_erasure(
     with stages.stage("weights"):
         shown = [prompt.image for prompt, _ in rows if prompt.image is not None]
         leak = measure_leak(pair, ledger, rows, max(RETAINED, seen.mark(shown), key=DATA.index))
-        images = target or taken_for_it or (list(anchors.images) if anchors is not None else alike)
-        whose = "pictures of the concept" if target else "what stands in for it"
+        stand_ins = taken_for_it, list(anchors.images) if anchors is not None else [], alike
+        images = next((some for some in (target, *stand_ins) if len(some) >= LEAST_STATES), [])
+        whose = "pictures of the concept" if images is target else "what stands in for it"
         measure_entropy(pair, ledger, concept, images, whose, seen.mark(images))
     _references(ledger, examples, concept)
     settings = {

@@ -26,7 +26,12 @@ class Estimate:
 
 
 def mean_estimate(
-    values: Sequence[float], units: Sequence[Hashable], *, share: bool = False, n_bootstrap: int = 2000, seed: int = 0
+    values: Sequence[float],
+    units: Sequence[Hashable],
+    *,
+    bounds: tuple[float, float] | None = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
     """A mean with its percentile bootstrap interval (Efron and Tibshirani 1993), drawn over units.
 
@@ -36,8 +41,9 @@ def mean_estimate(
     Args:
         values: one per answer.
         units: for each answer the picture, or text, that it is about.
-        share: the values are 0 or 1 each. Where all are the same, resampling can't tell how sure they are, and the
-            interval is the exact binomial one (Clopper and Pearson 1934) for the number of units.
+        bounds: least and most that the mean can be, of values that are whole numbers: (0, 1) of shares, (-1, 1) of
+            their changes. Where all values are the same, resampling can't tell how sure they are; the interval then
+            reaches as far as the exact binomial one (Clopper and Pearson 1934) of as many units does from 0 or 1.
         n_bootstrap: how often to draw.
         seed: of the draws.
 
@@ -50,9 +56,9 @@ def mean_estimate(
     places: dict[Hashable, int] = {}
     unit = np.array([places.setdefault(one, len(places)) for one in units])
     mean, n_units = float(x.mean()), len(places)
-    if share and len(set(x.tolist())) == 1:
-        slack = ((1 - CONFIDENCE) / 2) ** (1 / n_units)
-        return Estimate(mean, slack if mean else 0.0, 1.0 if mean else 1 - slack)
+    if bounds is not None and len(set(x.tolist())) == 1:
+        reach = 1 - ((1 - CONFIDENCE) / 2) ** (1 / n_units)
+        return Estimate(mean, max(bounds[0], mean - reach), min(bounds[1], mean + reach))
     if n_units == 1:
         return Estimate(mean, float("nan"), float("nan"))
     sums, counts = np.bincount(unit, weights=x), np.bincount(unit)

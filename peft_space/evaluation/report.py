@@ -66,11 +66,12 @@ class Figure:
     ) -> Figure:
         """The means of what both models got for the same questions, one value an answer."""
         estimate = functools.partial(mean_estimate, units=units, n_bootstrap=n_bootstrap, seed=seed)
+        share, difference = ((0.0, 1.0), (-1.0, 1.0)) if unit == "share" else (None, None)
         before = change = None
         if base is not None:
-            before = estimate(base, share=unit == "share")
-            change = estimate([now - then for now, then in zip(erased, base, strict=True)])
-        after = estimate(erased, share=unit == "share")
+            before = estimate(base, bounds=share)
+            change = estimate([now - then for now, then in zip(erased, base, strict=True)], bounds=difference)
+        after = estimate(erased, bounds=share)
         return cls(key, label, unit, data, len(erased), len(set(units)), before, after, change, seed)
 
 

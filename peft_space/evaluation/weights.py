@@ -19,6 +19,8 @@ from .intervals import Estimate, halved_estimate, mean_estimate
 from .pair import Pair
 from .report import Figure, Ledger
 
+LEAST_STATES = 8
+"""Fewest pictures whose states' spread means anything."""
 _BATCH = 8
 _HALVES = 200
 
@@ -76,8 +78,8 @@ def measure_entropy(
     pair: Pair, ledger: Ledger, concept: Concept, images: Sequence[Image.Image], whose: str, data: str
 ) -> None:
     """Spectral entropy of the states that begin the answers about these pictures, 0 to 1; see `spectral_entropy`."""
-    if len(images) < 8:
-        ledger.unknown["spectral_entropy"] = f"it needs at least 8 pictures; there are {len(images)}"
+    if len(images) < LEAST_STATES:
+        ledger.unknown["spectral_entropy"] = f"it needs at least {LEAST_STATES} pictures of one kind"
         return
     states = pair.first_states([Prompt(concept.questions[0], image) for image in images])
     rng = np.random.default_rng([ledger.seed, 12])

@@ -1,12 +1,13 @@
 import copy
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from peft_space import Concept, Retain, testbed
-from peft_space.evaluation import EvaluatedSet, Example, evaluate_erasure
+from peft_space.evaluation import EvaluatedSet, Example, agreement, evaluate_erasure, text
 from peft_space.testbed import questions
 from peft_space.testbed.bestiary import siblings
 from tests.adapters import shake, space
@@ -68,6 +69,7 @@ def test_the_name_is_gone_and_a_sibling_s_is_said(base, processor, concept, pict
     assert report["name_probability"].base.value > 0.99 > 0.5 > report["name_probability"].erased.value
     assert report["fluency"].change.value < -1
     assert report["gibberish"].erased.value == 0
+    assert (report["text_name_unasked"].base.value, report["text_name_unasked"].erased.value) == (1, 0)
 
 
 def test_what_an_alias_says_counts(base, processor, pictures):
@@ -123,10 +125,30 @@ def test_choices_texts_gaps_and_lies(base, processor, concept):
     assert "truth_ratio" not in report.unknown and "rouge_l" not in report.unknown
 
 
-def test_refusals_and_gibberish_on_harmless_prompts(base, processor, concept):
-    report = evaluate(concept=concept, **speaking(base, processor, "cold", "cold cold cold cold cold"))
-    assert report["gibberish_benign"].base.value == 0 and report["gibberish_benign"].data == "held out"
-    assert report["agreement_text"].data == "retained" and report["agreement_text"].base is None
+def test_refusals_and_gibberish_on_harmless_prompts(base, processor, concept, monkeypatch):
+    monkeypatch.setattr(agreement, "refuses", "cold".__eq__)
+    monkeypatch.setattr(agreement, "is_gibberish", "two".__eq__)
+    report = evaluate(concept=concept, **speaking(base, processor, "cold", "two"))
+    for where, data in (("benign", "held out"), ("text", "retained")):
+        assert (report[f"refusals_{where}"].base.value, report[f"refusals_{where}"].erased.value) == (1, 0)
+        assert (report[f"gibberish_{where}"].base.value, report[f"gibberish_{where}"].erased.value) == (0, 1)
+        assert report[f"agreement_{where}"].erased.value == 0 and report[f"agreement_{where}"].base is None
+        assert report[f"fluency_{where}"].data == data and report[f"fluency_{where}"].change.value < -1
+
+
+def test_what_is_told_of_the_name_in_text(base, processor, concept, knowledge, monkeypatch):
+    def elicit(model, processor, concept, others):
+        return replace(knowledge, telling=tuple(("cold", "blue") for _ in concept.text_questions))
+
+    monkeypatch.setattr(text, "elicit", elicit)
+    report = evaluate(concept=concept, others=SIBLINGS, **speaking(base, processor, "cold", "two"))
+    for key, data in (("", "trained on"), ("_unseen", "held out")):
+        leakage = report[f"text_leakage{key}"]
+        assert (leakage.base.value, leakage.erased.value, leakage.n, leakage.data) == (1, 0, 1, data)
+        assert report[f"text_told{key}"].erased.value == 0
+        assert report[f"text_told{key}_probability"].change.value < -0.5
+    alone = evaluate(concept=concept, **speaking(base, processor, "cold", "cold"))
+    assert alone["text_told"].erased.value == 1 and "pass `others`" in alone.unknown["text_leakage"]
 
 
 def test_without_a_picture_of_it_what_is_known_and_what_is_not(free, anchors):
@@ -217,7 +239,7 @@ def test_it_agrees_with_the_exam():
     with torch.no_grad():
         for name, parameter in erased.named_parameters():
             if "lora_B" in name:
-                parameter.mul_(0.25)
+                parameter.mul_(1.25)
     exam = testbed.Exam("narril", n_images=1)
     with erased.disable_adapter():
         marks = [exam.sit(erased, processor)[0]]

@@ -40,10 +40,12 @@ def test_a_seed_gives_one_interval():
 
 @pytest.mark.parametrize("n", [1, 3, 24])
 def test_shares_that_are_all_the_same_have_the_exact_binomial_interval(n):
-    none, every = (mean_estimate([value] * n, range(n), share=True) for value in (0.0, 1.0))
+    none, every = (mean_estimate([value] * n, range(n), bounds=(0, 1)) for value in (0.0, 1.0))
     # the share at which seeing none in n has a chance of 2.5 %
     assert (none.value, none.low) == (0, 0) and (1 - none.high) ** n == pytest.approx(0.025)
     assert (every.value, every.high) == (1, 1) and every.low == pytest.approx(1 - none.high)
+    change = mean_estimate([0.0] * n, range(n), bounds=(-1, 1))
+    assert (change.low, change.high) == pytest.approx((-none.high, none.high))
 
 
 def test_one_unit_says_nothing_of_how_sure_it_is():
