@@ -139,7 +139,7 @@ def evaluate_erasure(
             ledger.unknown["anchor_forget_accuracy"] = ledger.unknown["monitor_forget_accuracy"] = NEEDS_ANCHORS
         taken_for_it = _called_by_name(pair, concept, alike)
         if taken_for_it:
-            whose = "public images that the base calls by the name"
+            whose = "public images taken for the concept"
             look(taken_for_it, whose=whose, prefix="hallucinated_", data=seen.mark(taken_for_it))
         else:
             ledger.unknown["hallucinated_forget_accuracy"] = (

@@ -1,11 +1,12 @@
 import copy
+import functools
 import json
 import re
 
 import pytest
 from typer.testing import CliRunner
 
-from peft_space import cli, save_erasure_adapter
+from peft_space import Retain, cli, evaluation, save_erasure_adapter
 from tests.adapters import shake, space
 
 
@@ -31,6 +32,9 @@ def folder(public, tmp_path_factory):
 def evaluate(base_folder, adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    few = {"retain": Retain(texts=("Name a fruit.",)), "benign": ("What is one plus one?",), "n_bootstrap": 100}
+    small = functools.partial(evaluation.evaluate_erasure, **few, descriptions=(), max_new_tokens=4)
+    monkeypatch.setattr(evaluation, "evaluate_erasure", small)
 
     def evaluate(*words, **options):
         given = {"model": base_folder, "adapter": adapter, "concept": "narril", "device": "cpu", "n-images": 2}
