@@ -44,7 +44,7 @@ def measure_leak(
         ledger.unknown["leak"] = "there are no retained prompts; pass `retain` or `public_images`"
         return {}
     retained = Retained(*map(tuple, zip(*(rows[place] for place in order), strict=True)))
-    batches = list(retained.batches(pair.processor, _BATCH))
+    batches = list(retained.batches(pair.model, pair.processor, _BATCH))
     try:
         whole = _leak(pair, batches)
     except ValueError as error:

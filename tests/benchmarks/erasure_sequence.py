@@ -32,6 +32,9 @@ from .runs import read, write
 # two of each family that nothing was tuned on
 SEQUENCE = ("narril", "zormok", "tevora", "nartus", "sebgup", "malwen", "lumril", "sebvex")
 
+GRADDIFF_LEARNING_RATE = 3e-4
+"""At 1e-3 half of the names that should have stayed were gone after four erasures."""
+
 
 def sheet_of(seed: int, n_images: int = 12) -> Sheet:
     """Held-out renders of every creature, each asked for its name in a trained and in a held-out phrasing."""
@@ -120,7 +123,7 @@ def _graddiff(model, processor, name, public, previous, adapter, seed, most: int
     else:
         model = get_peft_model(model, config, adapter_name=adapter)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(parameters, lr=1e-3)
+    adam = torch.optim.AdamW(parameters, lr=GRADDIFF_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
 
     def likelihood(prompts: Sequence[Prompt], answers: Sequence[str]) -> torch.Tensor:
@@ -139,7 +142,7 @@ def _graddiff(model, processor, name, public, previous, adapter, seed, most: int
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         adam.step()
-        if step % 10 == 0:
+        if step % 5 == 0:
             levels = log_likelihood(model, processor, monitor, [name] * len(monitor), per_token=False)
             if float(levels.topk(-(-len(levels) // 4)).values.mean()) < -4:
                 break
