@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -133,7 +133,7 @@ def demo(
     out.print(view.verdict(report))
     _print(
         out,
-        f"Leak on retained inputs: {report['leak']['mean']:.4f} mean, {report['leak']['max']:.4f} at most.",
+        _leak(report),
         f"{report['seconds']['total']:.0f} s in all, {report['peak_memory_mib']} MiB at most.",
         f"Adapter ({report['adapter']['parameters']} parameters), anchors.png and report.json are in {folder}.",
     )
@@ -190,7 +190,6 @@ def erase(
         from . import erase as erase_concept
         from ._peft import quantised_modules
         from .concepts import Concept, Retain
-        from .loading import load_base
         from .progress import Stages
         from .report import adapter_facts, check_output, peak_memory_mib, write_json
         from .tuner import describe_targets, targeted_modules
@@ -209,14 +208,7 @@ def erase(
     stages = Stages(display)
     with _in_one_line(debug, FAILED, display), display:
         with stages.stage("model"):
-            loaded, processor = load_base(
-                model,
-                load_in_4bit=load_in_4bit,
-                load_in_8bit=load_in_8bit,
-                dtype=dtype.value,
-                device=device,
-                verbose=False,
-            )
+            loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
         with stages.stage("images"):
             public = index_images(
                 loaded, processor, public_images, cache, limit=limit, image_column=image_column, split=split
@@ -267,7 +259,7 @@ def erase(
     out.print(view.verdict(report))
     _print(
         out,
-        f"Leak on retained inputs: {report['leak']['mean']:.4f} mean, {report['leak']['max']:.4f} at most.",
+        _leak(report),
         f"Saved in {output}. Load it with",
         "",
         "    from transformers import AutoModelForImageTextToText",
@@ -296,15 +288,13 @@ def index(
     display = view.StageDisplay()
     with _in_one_line(debug, FAILED, display), display:
         from . import index_images
-        from .loading import load_base
         from .progress import Stages
         from .report import skipped_images, write_json
 
         _quiet_libraries()
         stages = Stages(display)
-        few_bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         with stages.stage("model"):
-            loaded, processor = load_base(model, dtype=dtype.value, device=device, verbose=False, **few_bits)
+            loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
         with stages.stage("images"):
             found = index_images(
                 loaded,
@@ -361,7 +351,6 @@ def anchors(
         from . import index_images, select_anchors
         from .adapter import whole_folder
         from .concepts import Concept
-        from .loading import load_base
         from .progress import Stages
         from .report import anchor_images, check_output, skipped_images, write_json
 
@@ -371,9 +360,8 @@ def anchors(
     display = view.StageDisplay()
     stages = Stages(display)
     with _in_one_line(debug, FAILED, display), display:
-        few_bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         with stages.stage("model"):
-            loaded, processor = load_base(model, dtype=dtype.value, device=device, verbose=False, **few_bits)
+            loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
         size = _given(batch_size=batch_size)
         with stages.stage("images"):
             public = index_images(
@@ -464,7 +452,6 @@ def evaluate(
         from .concepts import Concept
         from .evaluation import evaluate_erasure
         from .evaluation.seen import anchors_of
-        from .loading import load_base
         from .progress import Stages
 
         _quiet_libraries()
@@ -473,8 +460,7 @@ def evaluate(
     stages = Stages(display)
     with _in_one_line(debug, FAILED, display), display:
         with stages.stage("model"):
-            bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
-            loaded, processor = load_base(model, dtype=dtype.value, device=device, verbose=False, **bits)
+            loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
             erased = load_erasure(loaded, adapter, **_given(revision=revision, token=token))
         public = target = None
         with stages.stage("pictures"):
@@ -653,6 +639,18 @@ def _quiet_libraries() -> None:
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given, so that those that were not keep their defaults where they are defined."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _loaded(model: str, dtype: Dtype, device: str | None, load_in_4bit: bool, load_in_8bit: bool) -> tuple[Any, Any]:
+    """The model and its processor, as the options say."""
+    from .loading import load_base
+
+    few_bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+    return load_base(model, dtype=dtype.value, device=device, verbose=False, **few_bits)
+
+
+def _leak(report: Mapping[str, Any]) -> str:
+    return f"Leak on retained inputs: {report['leak']['mean']:.4f} mean, {report['leak']['max']:.4f} at most."
 
 
 def _how_many(n_anchors: int | None) -> dict[str, Any]:

@@ -332,6 +332,8 @@ def rows_at_a_time(model: nn.Module, processor: Any, prompts: Sequence[Prompt], 
     Args:
         prompts: all with a picture or all without one. The longest question beside the largest picture is measured.
     """
+    if most == 1:
+        return 1
     pictures = [prompt.image for prompt in prompts if prompt.image is not None]
     largest = max(pictures, key=lambda image: image.width * image.height, default=None)
     longest = max((prompt.question for prompt in prompts), key=len)

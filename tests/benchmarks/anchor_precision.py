@@ -8,7 +8,6 @@ name, and by that name or one of its family's. Nothing else of the package is us
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from peft_space.anchors.scores import concept_embedding, name_likelihood, projec
 from peft_space.testbed.bestiary import CREATURES, siblings
 from peft_space.vlm import Prompt, encode, generate, image_features, prompt_batches
 
-from .runs import gather
+from .runs import gather, parser
 
 N_ANCHORS, SHORT_LIST = 48, 384
 
@@ -109,14 +108,10 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--model", type=Path, default=testbed.WEIGHTS)
-    parser.add_argument("--creatures", nargs="+", default=[known.name for known in CREATURES])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--n-images", type=int, default=2000)
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
+    options = parser(__doc__, [known.name for known in CREATURES])
+    options.add_argument("--model", type=Path, default=testbed.WEIGHTS)
+    options.add_argument("--n-images", type=int, default=2000)
+    arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
     jobs = [(arguments.model, target, arguments.seed, arguments.n_images) for target in arguments.creatures]
     for row in gather(run, jobs, arguments.output, rows, arguments.processes):

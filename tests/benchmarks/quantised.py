@@ -8,7 +8,6 @@ base is merged into it, saved, and loaded again in each of `BASES`. Runs that ar
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from peft_space.adapter import save_erasure_adapter
 from peft_space.loading import load_base
 
 from .erasure_table import HELD_OUT, SHOWN
-from .runs import gather, read
+from .runs import gather, parser, read
 
 BASES: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
@@ -96,12 +95,7 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--creatures", nargs="+", default=list(CREATURES))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, CREATURES).parse_args()
     rows = read(arguments.output)
     done = {(row["target"], row["base"], row["seed"]) for row in rows}
     jobs = [(target, base, arguments.seed) for target in arguments.creatures for base in BASES]

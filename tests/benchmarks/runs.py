@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def parser(about: str | None, creatures: Sequence[str]) -> argparse.ArgumentParser:
+    """The command line of a benchmark that has a run for each creature."""
+    options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("output", type=Path)
+    options.add_argument("--creatures", nargs="+", default=list(creatures))
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--processes", type=int, default=2)
+    return options
 
 
 def read(output: Path) -> list[Any]:

@@ -7,7 +7,6 @@ One erasure a creature, then the exam at every strength of `STRENGTHS`. The curv
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from peft_space import erase, leak, scale_adapter, testbed
 from peft_space.vlm import encode, prompt_batches
 
 from .quantised import CREATURES
-from .runs import gather
+from .runs import gather, parser
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 CURVES = {
@@ -83,12 +82,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--creatures", nargs="+", default=list(CREATURES))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, CREATURES).parse_args()
     jobs = [(target, arguments.seed) for target in arguments.creatures]
     rows = [row for some in gather(run, jobs, arguments.output, [], arguments.processes) for row in some]
     print(show(rows))
