@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from ..anchors import Anchors, Knowledge
@@ -118,17 +120,18 @@ def gather_retained(
 ) -> Retained:
     """Puts together what must stay and asks the model for its answers.
 
-    Pictures: `retain.images`, or public images away from the anchors; each with some of the naming questions, the
-    questions for facts and `retain.questions`. Text: `retain.texts`, everything asked about other names and, with
-    `text_knowledge="keep"`, about the concept itself.
+    Pictures: `retain.images`, or public images away from the anchors, drawn evenly over what the model calls them;
+    each with some of the naming questions, the questions for facts and `retain.questions`. Text: `retain.texts`,
+    everything asked about other names and, with `text_knowledge="keep"`, about the concept itself.
 
     Args:
         model: before any erasure.
         seed: draws the pictures and their questions.
     """
     concept = anchors.concept
+    images: Sequence[Image.Image]
     if retain.images is None:
-        images = anchors.public.take(anchors.unrelated(retain.n_images, seed)).images
+        images = _evenly_named(model, processor, anchors, retain.n_images, batch_size=batch_size, seed=seed)
     else:
         images = load_public_images(retain.images, limit=retain.n_images).images
     rng = np.random.default_rng([seed, 2])
@@ -168,3 +171,25 @@ def gather_about(
     ]
     prompts += [Prompt(text) for text in concept.asked_in_text]
     return Retained(tuple(prompts), tuple(generate(model, processor, prompts, batch_size=batch_size)))
+
+
+def _evenly_named(
+    model: nn.Module, processor: Any, anchors: Anchors, n_images: int, *, batch_size: int, seed: int
+) -> list[Image.Image]:
+    """Public images away from the anchors, as many of each name that the model gives as can be.
+
+    Drawn blindly, a name that the model gives to one image in three hundred is retained by chance or not at all. Four
+    times as many as are wanted are drawn, and each answer to the first naming question gives one image in turn; those
+    that the model calls by the concept's name are left out.
+    """
+    concept = anchors.concept
+    drawn = anchors.public.take(anchors.unrelated(4 * n_images, seed)).images
+    answers = generate(
+        model, processor, [Prompt(concept.questions[0], image) for image in drawn], batch_size=batch_size
+    )
+    named: dict[str, list[Image.Image]] = {}
+    for image, answer in zip(drawn, answers, strict=True):
+        if not concept.mentioned_in(answer):
+            named.setdefault(answer, []).append(image)
+    in_turn = (image for turn in zip_longest(*named.values()) for image in turn if image is not None)
+    return list(islice(in_turn, n_images))

@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 
 from peft_space import Concept, Retain, testbed
+from peft_space.training import retained as retained_module
 from peft_space.training.retained import Retained, gather_about, gather_retained
 from peft_space.vlm import Prompt, generate
 
@@ -18,6 +19,20 @@ def test_pictures_are_none_of_the_anchors(retained, anchors):
     assert len(pictures) == 5
     taken = anchors.public.take([*anchors.indices, *anchors.monitor]).images
     assert not pictures & {id(image) for image in taken}
+
+
+def test_pictures_are_drawn_evenly_over_what_the_model_calls_them(base, processor, anchors, knowledge, monkeypatch):
+    free = anchors.unrelated(len(anchors.public), 0)
+    labels = [*"bbb", *["a narril"] * 5, *"a" * (len(free) - 8)]
+    called = {id(anchors.public.images[index]): label for index, label in zip(free, labels, strict=True)}
+
+    def answer(model, processor, prompts, **kwargs):
+        return ["yes" if prompt.image is None else called[id(prompt.image)] for prompt in prompts]
+
+    monkeypatch.setattr(retained_module, "generate", answer)
+    one_question = Retain(n_images=8, questions_per_image=1)
+    drawn = gather_retained(base, processor, anchors, knowledge, one_question)
+    assert sorted(called[id(prompt.image)] for prompt in drawn.prompts if prompt.image is not None) == [*"aaaaabbb"]
 
 
 def test_each_picture_is_asked_so_many_different_questions(retained):
