@@ -88,7 +88,7 @@ def shrink(base_folder, concept):
         patch.setattr(testbed, "Exam", functools.partial(testbed.Exam, n_images=1))
         patch.setattr(testbed, "public_images", functools.partial(testbed.public_images, n_images=24))
         patch.setattr(testbed, "retain", lambda: retain)
-        patch.setattr(testbed, "concept", concept.called)
+        patch.setattr(testbed, "concept", lambda name, generic=False: concept.called(name))
         patch.setattr(erasure, "other_names", functools.partial(other_names, most=4))
         patch.setattr(erasure, "select_anchors", functools.partial(select_anchors, n_anchors=8, n_monitor=3))
         patch.setattr(demo, "erase", functools.partial(erasure.erase, args=args))

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
-from peft_space import load_erasure, testbed
+from peft_space import Retain, load_erasure, testbed
 from peft_space.adapter import merge_and_save, save_erasure_adapter
 from peft_space.anchors import Anchors, select_anchors
 from peft_space.erasure import erase
 from peft_space.subspace import leak, leak_between
-from peft_space.testbed.bestiary import CREATURES
+from peft_space.testbed.bestiary import CREATURES, siblings
 from peft_space.training import SpaceTrainingArguments
 from peft_space.vlm import encode, prompt_batches
 
@@ -63,7 +63,13 @@ def _random_anchors(anchors: Anchors, seed: int) -> Anchors:
     return dataclasses.replace(anchors, indices=tuple(free[: len(anchors)]))
 
 
-# What differs from the defaults: settings of `erase`, of the training, and what is done to the anchors.
+def _protecting(target: str) -> Retain:
+    """What the test bed retains, and every member of the target's family by name."""
+    family = tuple(testbed.concept(sibling.name) for sibling in siblings(target))
+    return dataclasses.replace(testbed.retain(), protect=family)
+
+
+# What differs from the defaults: settings of `erase`, of the training, of what stays, and what is done to the anchors.
 VARIANTS: dict[str, dict[str, Any]] = {
     "keep": {},
     "erase": {"erase": {"text_knowledge": "erase"}},
@@ -74,6 +80,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no null space": {"erase": {"energy": None}, "args": {"leak_budget": 1e9}},
     "random anchors": {"anchors": _random_anchors},
     "one anchor": {"anchors": lambda anchors, seed: dataclasses.replace(anchors, indices=anchors.indices[:1])},
+    "built-in retain": {"retain": lambda target: Retain()},
+    "64 pictures": {"retain": lambda target: dataclasses.replace(testbed.retain(), n_images=64)},
+    "no texts": {"retain": lambda target: dataclasses.replace(testbed.retain(), texts=())},
+    "protect family": {"retain": _protecting},
 }
 
 
@@ -103,7 +113,7 @@ def run(target: str, seed: int, variant: str, before: dict[str, Any] | None = No
         processor,
         concept,
         public,
-        retain=testbed.retain(),
+        retain=change.get("retain", lambda target: testbed.retain())(target),
         args=SpaceTrainingArguments(**settings),
         seed=seed,
         anchors=anchors,

@@ -1,6 +1,6 @@
 """Peak GPU memory of an erasure, stage by stage, on the real architectures with random weights.
 
-    python -m tests.benchmarks.memory [--model llava-1.5-7b | qwen2.5-vl-7b] [--low-memory] [--device count | cuda]
+    python -m tests.benchmarks.memory [--model llava-1.5-7b | qwen2.5-vl-7b] [--low-memory] [--rank 16]
     python -m tests.benchmarks.memory --model testbed
 
 Without a GPU the tensors that the stages allocate are counted (`counter.py`): the real code runs with the weights on
@@ -73,12 +73,14 @@ STAGES = ("weights", "anchors", "knowledge", "retained subspace", "training")
 class QwenProcessor:
     """What is asked of Qwen2.5-VL's processor; the real one needs torchvision for its videos."""
 
+    chat_template = CHAT_TEMPLATE
+
     def __init__(self, tokenizer: Any, side: int) -> None:
         self.tokenizer = tokenizer
         self.image_processor = Qwen2VLImageProcessorPil(min_pixels=side**2, max_pixels=side**2)
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
-        return self.tokenizer.apply_chat_template(*args, chat_template=CHAT_TEMPLATE, **kwargs)
+        return self.tokenizer.apply_chat_template(*args, **kwargs)
 
     def __call__(self, text: Sequence[str], images: Sequence[Sequence[Image.Image]], **options: Any) -> dict[str, Any]:
         seen = self.image_processor([image for row in images for image in row], return_tensors="pt")
@@ -249,6 +251,7 @@ def run_stages(
     meter: Meter,
     *,
     low_memory: bool = False,
+    rank: int = 16,
     batch_size: int = 64,
     images: int = 16,
     new_tokens: int = 24,
@@ -274,7 +277,7 @@ def run_stages(
         generate(model, processor, prompts[:rows], max_new_tokens=new_tokens, batch_size=batch_size)
         log_likelihoods(model, processor, prompts[:rows], [NAMES[:2]] * rows, batch_size)
     with meter.stage("retained subspace"):
-        peft_model = get_peft_model(model, SpaceConfig(r=16, lora_alpha=16, concept=concept.name))
+        peft_model = get_peft_model(model, SpaceConfig(r=rank, lora_alpha=rank, concept=concept.name))
         retained = Retained(tuple(few), (ANSWER,) * len(few))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`sketch_size` is too small")
@@ -351,6 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=[*MODELS, "testbed"], action="append")
     parser.add_argument("--low-memory", action="store_true")
+    parser.add_argument("--rank", type=int, default=16, help="Rank of the adapters.")
     parser.add_argument(
         "--device", choices=["count", "cuda"], default="cuda" if torch.cuda.is_available() else "count"
     )
@@ -363,11 +367,11 @@ def main() -> None:
             continue
         device = "meta" if options.device == "count" else "cuda"
         model, processor, side = build(name, device)
-        how_to = {"low_memory": options.low_memory, "new_tokens": options.new_tokens, "meta": device == "meta"}
+        how_to = {key: getattr(options, key) for key in ("low_memory", "rank", "new_tokens")}
         with counted(model, device) if device == "meta" else on_cuda() as meter:
-            run_stages(model, processor, side, meter, **how_to)
+            run_stages(model, processor, side, meter, meta=device == "meta", **how_to)
         how = "counted" if device == "meta" else "measured"
-        print(f"{name}{', low memory' if options.low_memory else ''}, {how}, GiB:")
+        print(f"{name}, rank {options.rank}{', low memory' if options.low_memory else ''}, {how}, GiB:")
         for stage, peak in meter.peaks.items():
             print(f"  {stage}: {gib(peak)}", flush=True)
 

@@ -30,10 +30,10 @@ CURVES = {
 }
 
 
-def run(target: str, seed: int) -> list[dict[str, Any]]:
+def run(target: str, seed: int, n_images: int = 12) -> list[dict[str, Any]]:
     """The exam's marks and the leak on its retained questions, a row a strength."""
     model, processor = testbed.load()
-    exam = testbed.Exam(target, seed=seed, n_images=12)
+    exam = testbed.Exam(target, seed=seed, n_images=n_images)
     public = testbed.public_images(target, seed=seed)
     erased = erase(
         model, processor, testbed.concept(target), public, retain=testbed.retain(), seed=seed, progress=None
