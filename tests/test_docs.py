@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
 
+import peft_space
 from tests.hub.server import Hub
 
 ROOT = Path(__file__).parents[1]
@@ -35,3 +37,13 @@ def test_the_commands_of_the_readme_are_one_line_each() -> None:
     assert [command.count("\n") for command in commands[:2]] == [1, 1]
     assert commands[0].rstrip().endswith(".venv/bin/peft-space demo")
     assert commands[1].rstrip().endswith(".venv/bin/pytest")
+
+
+def test_everything_that_is_public_is_in_the_reference() -> None:
+    told = re.findall(r"^::: peft_space\.(?:\w+\.)*(\w+)$", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE)
+    assert sorted(told) == sorted(peft_space.__all__)
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    linked = re.findall(r"^  - .+: (\S+\.md)$", (ROOT / ".mkdocs.yml").read_text(), flags=re.MULTILINE)
+    assert sorted(linked) == sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES[1:])

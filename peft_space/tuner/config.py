@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ class SpaceConfig(LoraConfig):
         Path(save_directory, SIDE_FILE).write_text(side + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs) -> SpaceConfig:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], subfolder: str | None = None, **kwargs: Any
+    ) -> SpaceConfig:
         """Read back what `save_pretrained` wrote, from a folder or from the Hub.
 
         Args:
@@ -149,7 +152,7 @@ def _init_values(config: LoraConfig, config_cls: type) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config_cls) if f.init}
 
 
-def _side_file(path: str | Path, subfolder: str | None, hub_kwargs: dict[str, Any]) -> Path:
+def _side_file(path: str | PathLike[str], subfolder: str | None, hub_kwargs: dict[str, Any]) -> Path:
     folder = Path(path, subfolder or "")
     missing = ValueError(
         f"`{path}` must hold `{SIDE_FILE}`, which every erasure adapter has. Do load it as plain LoRA with "
