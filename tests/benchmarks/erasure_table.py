@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
-from peft_space import Retain, load_erasure, testbed
+from peft_space import Retain, SpaceConfig, load_erasure, testbed
 from peft_space.adapter import merge_and_save, save_erasure_adapter
 from peft_space.anchors import Anchors, select_anchors
 from peft_space.erasure import erase
@@ -84,6 +84,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "64 pictures": {"retain": lambda target: dataclasses.replace(testbed.retain(), n_images=64)},
     "no texts": {"retain": lambda target: dataclasses.replace(testbed.retain(), texts=())},
     "protect family": {"retain": _protecting},
+    "rank 8": {"erase": {"config": SpaceConfig(r=8, lora_alpha=8)}},
 }
 
 
