@@ -23,8 +23,8 @@ from transformers import TrainingArguments
 T = TypeVar("T")
 K = TypeVar("K")
 
-_SPLITTING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
-"""What a launcher can have a model split by, and the variable that says that it does."""
+_SPLITTING = {"FSDP": ("ACCELERATE_USE_FSDP", "fsdp"), "DeepSpeed": ("ACCELERATE_USE_DEEPSPEED", "deepspeed")}
+"""What can split a model: the variable by which a launcher asks for it, and the training argument that does."""
 
 _joined: ContextVar[bool] = ContextVar("joined", default=False)
 
@@ -168,8 +168,11 @@ def check_whole(model: nn.Module, args: TrainingArguments | None = None) -> None
     Raises:
         ValueError: it is, or the launcher is about to do it.
     """
-    asked = {"FSDP": args is not None and args.fsdp, "DeepSpeed": args is not None and args.deepspeed}
-    by = [name for name, variable in _SPLITTING.items() if asked[name] or os.environ.get(variable) == "true"]
+    by = [
+        name
+        for name, (variable, setting) in _SPLITTING.items()
+        if os.environ.get(variable, "").lower() == "true" or getattr(args, setting, None)
+    ]
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
         by.append("DTensor")
     if by:
