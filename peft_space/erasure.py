@@ -37,7 +37,7 @@ from .anchors import (
 from .concepts import Concept, Retain, load_public_images
 from .concepts.images import content_key
 from .console import shows_progress
-from .processes import agree, check_whole, leads, place, together
+from .processes import agree, check_joined, check_whole, leads, place, together
 from .progress import Listener, Stages
 from .report import anchor_images, check_output, skipped_images
 from .subspace import LOW_MOMENT_BUDGET, MOMENT_BUDGET, RetainedSubspace, fit_retained_subspace, leak
@@ -193,6 +193,7 @@ def erase(
     name = ", ".join(one.name for one in concepts)
     config = config or SpaceConfig(r=16, lora_alpha=16, concept=name)
     args = copy.copy(args or SpaceTrainingArguments(seed=seed))
+    check_joined(args)
     if low_memory:
         batch_size = args.per_device_eval_batch_size = 1
     args.leak_budget = min(args.leak_budget, left)

@@ -60,8 +60,7 @@ def together() -> Iterator[None]:
     Raises:
         ProcessFailed: another process raised an error.
     """
-    # joins the processes that a launcher has started, if that was not done yet
-    PartialState()
+    _join()
     if place()[1] == 1 or _joined.get():
         yield
         return
@@ -181,6 +180,26 @@ def check_whole(model: nn.Module, args: TrainingArguments | None = None) -> None
             "(`accelerate launch --multi_gpu`, or torchrun). Where one device's memory is too small, load the model "
             "with `load_in_4bit=True` and pass `low_memory=True`. docs/distributed.md says what can be done by hand."
         )
+
+
+def check_joined(args: TrainingArguments) -> None:
+    """Raises where settings do not know of all processes: each would train, and write, as if it were alone.
+
+    Raises:
+        ValueError: with what makes them known.
+    """
+    n_processes = place()[1]
+    if args.world_size != n_processes:
+        raise ValueError(
+            f"`args` must know of all {n_processes} processes; got settings for {args.world_size}. On CPUs set the "
+            "environment variable ACCELERATE_USE_CPU=true for the launch, or pass `use_cpu=True`."
+        )
+
+
+def _join() -> None:
+    """Joins the processes that a launcher has started, if that was not done yet."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    PartialState(cpu=asked or not torch.accelerator.is_available())
 
 
 def _exchanged(value: Any) -> list[Any]:

@@ -14,7 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from ..anchors.lessons import Lesson
-from ..processes import add_gradients, all_rows, begin_alike, check_whole, gathered, place, together
+from ..processes import (
+    add_gradients,
+    all_rows,
+    begin_alike,
+    check_joined,
+    check_whole,
+    gathered,
+    place,
+    together,
+)
 from ..progress import advance
 from ..vlm import base_of, encode, evaluating, rows_at_a_time, speaker, to_device
 from .arguments import SpaceTrainingArguments
@@ -121,6 +130,7 @@ class SpaceTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_whole(model, args)
+        check_joined(args)
         self.directions = directions
         self.readings: list[Reading] = []
         self.stopped = "max_steps"
