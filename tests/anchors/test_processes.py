@@ -35,11 +35,13 @@ def run(folder: Path, number: int, n_processes: int) -> dict:
     index = index_images(model, processor, folder / "pictures", folder / f"cache{n_processes}", **OPTIONS)
     anchors = select_anchors(model, processor, concept, index, **SIZES)
     subspace = fitted(model, processor, public, slice(number, None, n_processes))
+    only_the_first_has_any = fitted(model, processor, public, slice(0, 1 if number == 0 else 0))
     return {
         "computed": index.computed,
         "features": index.rows(range(len(index))),
         "anchors": (anchors.indices, anchors.monitor),
         "bases": subspace.bases,
+        "bases of one batch": only_the_first_has_any.bases,
         "counts": {key: dict(sorted(record.counts.items())) for key, record in subspace.records.items()},
     }
 
@@ -59,6 +61,9 @@ def test_two_processes_find_what_one_finds(tmp_path):
         torch.testing.assert_close(one["features"], alone["features"], rtol=0, atol=1e-5)
         assert one["anchors"] == alone["anchors"]
         assert one["counts"] == alone["counts"]
+        for key, basis in alone["bases of one batch"].items():
+            found_by_it = one["bases of one batch"][key]
+            torch.testing.assert_close(found_by_it @ found_by_it.T, basis @ basis.T, rtol=0, atol=1e-2)
         for key, basis in alone["bases"].items():
             assert one["bases"][key].shape == basis.shape
             # the same columns, up to their sign; weak ones turn into each other by rounding
