@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from . import console as view
+from .progress import Stages
 
 FAILED, MISUSED = 1, 2
 """Exit statuses: something failed in a stage, and the command line could be told wrong before any work."""
@@ -190,12 +191,12 @@ def erase(
         from . import erase as erase_concept
         from ._peft import quantised_modules
         from .concepts import Concept, Retain
-        from .progress import Stages
-        from .report import adapter_facts, check_output, peak_memory_mib, write_json
+        from .processes import leads
+        from .report import adapter_facts, peak_memory_mib, write_json
         from .tuner import describe_targets, targeted_modules
 
         _quiet_libraries()
-        check_output(output, "output")
+        _check_output(output)
         asked = _given(
             questions=question, text_questions=text_question, referent=referent, generic_question=generic_question
         )
@@ -204,9 +205,7 @@ def erase(
         args = SpaceTrainingArguments(seed=seed, use_cpu=device == "cpu", **chosen)
         retain = Retain(protect=tuple(protect or ()))
         config = None if rank is None else SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)
-    display = view.StageDisplay()
-    stages = Stages(display)
-    with _in_one_line(debug, FAILED, display), display:
+    with _shared_stages(debug) as (stages, display):
         with stages.stage("model"):
             loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
         with stages.stage("images"):
@@ -241,6 +240,8 @@ def erase(
             **_given(energy=energy),
         )
         seconds = result.report["seconds"] | stages.seconds
+        if not leads():
+            return
         report = result.report | {
             "model": model,
             "seconds": seconds | {"total": round(time.perf_counter() - began, 2)},
@@ -285,14 +286,12 @@ def index(
     debug: DebugOption = False,
 ) -> None:
     """Compute the features of public images once, for any number of concepts; goes on where it was stopped."""
-    display = view.StageDisplay()
-    with _in_one_line(debug, FAILED, display), display:
+    with _shared_stages(debug) as (stages, _):
         from . import index_images
-        from .progress import Stages
+        from .processes import leads
         from .report import skipped_images, write_json
 
         _quiet_libraries()
-        stages = Stages(display)
         with stages.stage("model"):
             loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
         with stages.stage("images"):
@@ -306,6 +305,8 @@ def index(
                 split=split,
                 **_given(batch_size=batch_size),
             )
+        if not leads():
+            return
         told: dict[str, Any] = {
             "images": len(found),
             "computed": found.computed,
@@ -351,15 +352,13 @@ def anchors(
         from . import index_images, select_anchors
         from .adapter import whole_folder
         from .concepts import Concept
-        from .progress import Stages
-        from .report import anchor_images, check_output, skipped_images, write_json
+        from .processes import leads
+        from .report import anchor_images, skipped_images, write_json
 
         _quiet_libraries()
-        check_output(output, "output")
+        _check_output(output)
         wanted = Concept(concept, tuple(alias or ()), **_given(questions=question))
-    display = view.StageDisplay()
-    stages = Stages(display)
-    with _in_one_line(debug, FAILED, display), display:
+    with _shared_stages(debug) as (stages, _):
         with stages.stage("model"):
             loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
         size = _given(batch_size=batch_size)
@@ -378,6 +377,8 @@ def anchors(
                 **_how_many(n_anchors),
                 **size,
             )
+        if not leads():
+            return
         report: dict[str, Any] = {
             "model": model,
             "concept": wanted.name,
@@ -452,7 +453,6 @@ def evaluate(
         from .concepts import Concept
         from .evaluation import evaluate_erasure
         from .evaluation.seen import anchors_of
-        from .progress import Stages
 
         _quiet_libraries()
         wanted = Concept(concept, tuple(alias or ()), **_given(questions=question, text_questions=text_question))
@@ -671,13 +671,41 @@ def _print(out: Console, *lines: str) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _check_output(output: Path) -> None:
+    """What `check_output` does, by the one process that will write there."""
+    from .processes import leads, together
+    from .report import check_output
+
+    with together():
+        if leads():
+            check_output(output, "output")
+
+
+@contextmanager
+def _shared_stages(debug: bool) -> Iterator[tuple[Stages, view.StageDisplay]]:
+    """The stages of a job that several processes may share; the first of them shows how far they have come."""
+    from .processes import leads, together
+
+    display = view.StageDisplay()
+    with _in_one_line(debug, FAILED, display), together():
+        display.console.quiet = not leads()
+        with display:
+            yield Stages(display), display
+
+
 @contextmanager
 def _in_one_line(debug: bool, status: int, display: view.StageDisplay | None = None) -> Iterator[None]:
-    """Turns errors into one line and an exit status, and the warnings of this package into a line each."""
+    """Turns errors into one line and an exit status, and the warnings of this package into a line each.
+
+    Of several processes the first one speaks; it hears of what failed in another.
+    """
+    from .processes import leads
+
     errors = Console(stderr=True)
 
     def warn(message: Warning | str, *where: Any, **rest: Any) -> None:
-        _print(errors, f"warning: {message}")
+        if leads():
+            _print(errors, f"warning: {message}")
 
     try:
         with warnings.catch_warnings():
@@ -691,7 +719,8 @@ def _in_one_line(debug: bool, status: int, display: view.StageDisplay | None = N
             raise
         stage = f" in the stage '{display.stage}'" if display is not None and display.stage else ""
         kind = "" if type(error) in (ValueError, TypeError, OSError) else f"{type(error).__name__}: "
-        _print(errors, f"error{stage}: {kind}{' '.join(str(error).split())}")
+        if leads():
+            _print(errors, f"error{stage}: {kind}{' '.join(str(error).split())}")
         raise typer.Exit(status) from None
 
 

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from .processes import leads
+
 MARKS = {
     "forget_accuracy": "target images called by the name",
     "forget_accuracy_paraphrase": "... asked in other words",
@@ -86,11 +88,16 @@ R = TypeVar("R")
 
 
 def shows_progress(function: Callable[P, R]) -> Callable[P, R]:
-    """Where the `progress` of a call is true, or not given, a `StageDisplay` listens; where it is false, nobody."""
+    """Where the `progress` of a call is true, or not given, a `StageDisplay` listens; where it is false, nobody.
+
+    Of several processes only the first one shows anything.
+    """
 
     @functools.wraps(function)
     def shown(*args: P.args, **kwargs: P.kwargs) -> R:
         progress = kwargs.pop("progress", True)
+        if not leads():
+            progress = None
         if progress is not True:
             return function(*args, **kwargs, progress=progress or None)  # type: ignore[arg-type]
         with StageDisplay() as display:

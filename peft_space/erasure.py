@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from .anchors import (
 from .concepts import Concept, Retain, load_public_images
 from .concepts.images import content_key
 from .console import shows_progress
+from .processes import agree, check_joined, check_whole, leads, place, together
 from .progress import Listener, Stages
 from .report import anchor_images, check_output, skipped_images
 from .subspace import LOW_MOMENT_BUDGET, MOMENT_BUDGET, RetainedSubspace, fit_retained_subspace, leak
@@ -52,7 +54,7 @@ from .training import (
 )
 from .training.retained import Retained, gather_about, gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
-from .vlm import Prompt, check_multimodal, generate
+from .vlm import Prompt, check_multimodal, generate, image_features
 
 
 @dataclass
@@ -81,11 +83,12 @@ class ErasureResult:
             some.contact_sheet() for some in (self.anchors if isinstance(self.anchors, tuple) else [self.anchors])
         ]
         whole = Image.new("RGB", (sheets[0].width, sum(sheet.height for sheet in sheets)), "white")
-        for place, sheet in enumerate(sheets):
-            whole.paste(sheet, (0, sum(above.height for above in sheets[:place])))
+        for number, sheet in enumerate(sheets):
+            whole.paste(sheet, (0, sum(above.height for above in sheets[:number])))
         return whole
 
 
+@together()
 @shows_progress
 def erase(
     model: nn.Module,
@@ -110,6 +113,9 @@ def erase(
     progress: Listener | bool | None = True,
 ) -> ErasureResult:
     """Erases a concept from a vision-language model, given its name and any public images.
+
+    Started by `accelerate launch` or torchrun, all processes call it alike and share the work; all get the same
+    adapter, and the first writes the files. See docs/distributed.md.
 
     Args:
         model: what `AutoModelForImageTextToText.from_pretrained` gives. It is wrapped in place, as `get_peft_model`
@@ -145,15 +151,18 @@ def erase(
         was reached; where it was not, what there is comes back all the same, marked so.
 
     Raises:
-        ValueError: an argument is out of range, an image set yields too few anchors, the folder is not empty, or the
-            erasures that are in the model have spent `leak_budget`.
+        ValueError: an argument is out of range, an image set yields too few anchors, the folder is not empty, the
+            erasures that are in the model have spent `leak_budget`, or several processes were called with different
+            things or hold a model in pieces.
         TypeError: the model cannot be asked about images.
+        ProcessFailed: another process failed; with what it said.
     """
     if text_knowledge not in ("keep", "erase"):
         raise ValueError(f'`text_knowledge` must be "keep" or "erase"; got {text_knowledge!r}.')
-    if output_dir is not None:
+    if output_dir is not None and leads():
         check_output(output_dir)
     check_multimodal(model)
+    check_whole(model, args)
     if adapter_name in present_adapters(model):
         raise ValueError(
             f"`model` must not hold an adapter named {adapter_name!r}; merge it, delete it, or pass another "
@@ -184,6 +193,7 @@ def erase(
     name = ", ".join(one.name for one in concepts)
     config = config or SpaceConfig(r=16, lora_alpha=16, concept=name)
     args = copy.copy(args or SpaceTrainingArguments(seed=seed))
+    check_joined(args)
     if low_memory:
         batch_size = args.per_device_eval_batch_size = 1
     args.leak_budget = min(args.leak_budget, left)
@@ -193,19 +203,25 @@ def erase(
         scratch = tempfile.TemporaryDirectory()
         args.output_dir = scratch.name
     stages = Stages(progress if callable(progress) else None)
+    agree(concept=[one.names for one in concepts], seed=seed, text_knowledge=text_knowledge)
     set_seed(seed)
 
     with stages.stage("images"):
         # pictures that are not in memory stay where they are: only their features are gathered
+        public, features = public_images, None
         if cache is None and in_memory(public_images):
-            public: Any = load_public_images(public_images)
+            public = load_public_images(public_images)
+            if not given or protected:
+                features = image_features(model, processor, public.images, batch_size=batch_size)
         elif not given or protected:
             public = index_images(model, processor, public_images, cache, batch_size=batch_size)
     with stages.stage("anchors"):
-        chosen = given or [select_anchors(model, processor, one, public, batch_size=batch_size) for one in concepts]
-        near = [
-            _apart(select_anchors(model, processor, one, public, batch_size=batch_size), chosen) for one in protected
-        ]
+        anchors_of = partial(
+            select_anchors, model, processor, public_images=public, features=features, batch_size=batch_size
+        )
+        chosen = given or [anchors_of(one) for one in concepts]
+        near = [_apart(anchors_of(one), chosen) for one in protected]
+        agree(anchors=[[some.public.ids[index] for index in some.indices] for some in (*chosen, *near)])
     with stages.stage("knowledge"):
         studies = [
             _study(model, processor, some, chosen, retain, text_knowledge, batch_size=batch_size, seed=seed)
@@ -249,13 +265,12 @@ def erase(
     with stages.stage("training"):
         gauges = [gauge for study in studies for gauge in study.gauges]
         phrases = [phrase for study in studies for phrase in study.phrases]
+        at_a_time = 1
+        if not low_memory:
+            at_a_time = lessons_at_a_time(peft_model, processor, lessons, args.per_device_train_batch_size)
         trainer = SpaceTrainer(
             peft_model,
-            args.in_small_batches(
-                1
-                if low_memory
-                else lessons_at_a_time(peft_model, processor, lessons, args.per_device_train_batch_size)
-            ),
+            args.in_small_batches(at_a_time * place()[1]),
             Lessons(lessons),
             processor,
             concept_directions(peft_model, processor, phrases),
@@ -308,12 +323,19 @@ def erase(
     )
     if output_dir is not None:
         result.path = Path(output_dir)
-        with whole_folder(output_dir) as draft:
-            save_erasure_adapter(peft_model, draft, adapter_name)
-            result.contact_sheet().save(draft / "anchors.png")
-            for number, some in enumerate(chosen, 1):
-                some.write_scores(draft / (f"anchors-{number}.csv" if joint else "anchors.csv"))
+        if leads():
+            _save(result, chosen, result.path)
     return result
+
+
+def _save(result: ErasureResult, chosen: Sequence[Anchors], path: Path) -> None:
+    """Writes the adapter, the anchors as one picture and the scores of each concept."""
+    with whole_folder(path) as draft:
+        save_erasure_adapter(result.model, draft, result.adapter_name)
+        result.contact_sheet().save(draft / "anchors.png")
+        for number, some in enumerate(chosen, 1):
+            name = f"anchors-{number}.csv" if isinstance(result.anchors, tuple) else "anchors.csv"
+            some.write_scores(draft / name)
 
 
 def _apart(some: Anchors, chosen: Sequence[Anchors]) -> Anchors:

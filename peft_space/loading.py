@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from ._peft import quantised_modules
+from .processes import place
 from .tuner import describe_targets, language_model_targets
 from .vlm import DTYPES
 
@@ -64,6 +66,9 @@ def load_base(
     if device is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = accelerator.type if accelerator is not None else "cpu"
+        if place()[1] > 1:
+            # of several processes each has one of its own
+            device = str(PartialState().device)
     options: dict[str, Any] = {"dtype": wanted, **hub_kwargs}
     targets: list[str] = []
     if load_in_4bit or load_in_8bit:

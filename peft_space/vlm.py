@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ._peft import model_inside
+from .processes import added, merged, share
 from .progress import advance
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -378,9 +379,9 @@ def generate(
     Returns:
         One string per prompt, without special tokens, stripped.
     """
-    answers = [""] * len(prompts)
+    answers: dict[int, str] = {}
     with evaluating(model):
-        for indices in prompt_batches(model, processor, prompts, batch_size, "answers"):
+        for indices in share(prompt_batches(model, processor, prompts, batch_size, "answers")):
             batch = to_device(model, encode(processor, [prompts[i] for i in indices]))
             out = base_of(speaker(model, batch)).generate(
                 **batch,
@@ -391,7 +392,8 @@ def generate(
             told = processor.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             for index, text in zip(indices, told, strict=True):
                 answers[index] = text.strip()
-    return answers
+    answers = merged(answers)
+    return [answers[index] for index in range(len(prompts))]
 
 
 def log_likelihood(
@@ -413,12 +415,12 @@ def log_likelihood(
     """
     scores = torch.zeros(len(prompts))
     with evaluating(model):
-        for indices in prompt_batches(model, processor, prompts, batch_size, "likelihood"):
+        for indices in share(prompt_batches(model, processor, prompts, batch_size, "likelihood")):
             asked = [prompts[i] for i in indices]
             told = [answer_tokens(processor, p, answers[i], end=False) for p, i in zip(asked, indices, strict=True)]
             batch = to_device(model, append(encode(processor, asked), told, processor))
             scores[indices] = answer_log_probability(model, batch, per_token).cpu()
-    return scores
+    return added(scores)
 
 
 def log_likelihoods(
@@ -434,7 +436,7 @@ def log_likelihoods(
     """
     scores = torch.zeros(len(prompts), len(answers[0]) if answers else 0)
     with evaluating(model):
-        for indices in prompt_batches(model, processor, prompts, batch_size, "likelihood"):
+        for indices in share(prompt_batches(model, processor, prompts, batch_size, "likelihood")):
             asked = [prompts[i] for i in indices]
             encoded = encode(processor, asked)
             batch = to_device(model, encoded)
@@ -468,7 +470,7 @@ def log_likelihoods(
                     logits = torch.cat([logits, after.logits], dim=1)
                 loss = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
                 scores[indices, place] = -loss.sum(1).cpu()
-    return scores
+    return added(scores)
 
 
 def _grows(key: str, value: Tensor, batch: Mapping[str, Tensor]) -> bool:
@@ -514,13 +516,14 @@ def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Imag
         `(len(images), d)` float32 on the CPU, d being the language model's width.
     """
     check_multimodal(model)
-    pooled: list[Tensor] = []
+    pooled: dict[int, Tensor] = {}
     with evaluating(model):
         size = batch_size if tells_apart(model, processor) else 1
         prompts = [Prompt(_NEUTRAL, image) for image in images]
-        for indices in prompt_batches(model, processor, prompts, size, "image features"):
-            pooled.append(projected(model, image_inputs(processor, [images[i] for i in indices])))
-    return torch.cat(pooled)
+        for indices in share(prompt_batches(model, processor, prompts, size, "image features")):
+            pooled[indices[0]] = projected(model, image_inputs(processor, [images[i] for i in indices]))
+    # a question that is the same for all leaves the pictures in their order
+    return torch.cat([rows for _, rows in sorted(merged(pooled).items())])
 
 
 def image_inputs(processor: Any, images: Sequence[Image.Image]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from peft_space import (
     save_erasure_adapter,
     select_anchors,
     verify_redacted,
+    vlm,
 )
 from peft_space._peft import base_parameters, lora_layers
 from peft_space.anchors import Knowledge, other_names
@@ -344,6 +345,21 @@ def test_no_images(run):
         ValueError, match="`public_images` must hold at least one readable picture; got none from a list"
     ):
         run(public_images=[], anchors=None)
+
+
+def test_features_are_computed_once_for_all_concepts(run, concept, other, monkeypatch):
+    seen = []
+    projected = vlm.projected
+    monkeypatch.setattr(vlm, "projected", lambda model, inputs: seen.append(inputs) or projected(model, inputs))
+
+    def enough(*args, **rest):
+        raise InterruptedError
+
+    monkeypatch.setattr(erasure, "_study", enough)
+    with pytest.raises(InterruptedError):
+        run(concept=[concept, other], anchors=None, retain=dataclasses.replace(RETAIN, protect=("keltus", "sebgup")))
+    # two pictures tell whether the model keeps several apart
+    assert sum(len(inputs["input_ids"]) for inputs in seen) == 40 + 2
 
 
 def test_no_folder_of_images(run, tmp_path):

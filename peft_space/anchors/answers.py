@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..concepts.concept import find_any
+from ..processes import merged, share
 from ..vlm import Prompt, base_of, encode, evaluating, prompt_batches, speaker, to_device
 
 _ROUNDS = 12
@@ -49,10 +50,10 @@ def suppressed_answers(
     Returns:
         One answer per prompt; `None` where every way on led back to a banned phrase.
     """
-    answers: list[str | None] = [None] * len(prompts)
+    answers: dict[int, str] = {}
     tokenizer = processor.tokenizer
     with evaluating(model):
-        for indices in prompt_batches(model, processor, prompts, batch_size, "anchors' answers"):
+        for indices in share(prompt_batches(model, processor, prompts, batch_size, "anchors' answers")):
             bans: dict[int, dict[int, set[int]]] = {i: {} for i in indices}
             for _ in range(_ROUNDS):
                 batch = to_device(model, encode(processor, [prompts[i] for i in indices]))
@@ -82,4 +83,5 @@ def suppressed_answers(
                 indices = again
                 if not indices:
                     break
-    return answers
+    answers = merged(answers)
+    return [answers.get(index) for index in range(len(prompts))]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..processes import gathered, leads, together
 from .index import FeatureIndex
 from .search import Nearest, nearest, rescored, tally
 
@@ -21,6 +22,7 @@ _AGAIN = 20
 """So many times as many candidates as are asked for are looked at closely."""
 
 
+@together()
 def approximately_nearest(index: FeatureIndex, concept: Tensor, k: int) -> Nearest:
     """As `search.nearest`, but that it may miss some; `recall` tells how many.
 
@@ -63,8 +65,14 @@ def _inverted(index: FeatureIndex) -> Any:
             "`search='faiss'` needs `faiss`. Install it with `pip install 'peft-space[faiss]'`, or search exactly."
         ) from error
     file = index.folder / _FILE
-    if _is_newer(file, index.folder):
-        return faiss.read_index(str(file))
+    # several processes would write the same file
+    if leads() and not _is_newer(file, index.folder):
+        _build(index, file, faiss)
+    gathered(None)
+    return faiss.read_index(str(file))
+
+
+def _build(index: FeatureIndex, file: Path, faiss: Any) -> None:
     d, n = len(index.mean), len(index)
     n_lists = max(1, min(int(4 * math.sqrt(n)), n // _TRAINED_ON))
     code = max(size for size in range(1, min(_CODE, d // 2) + 1) if d % size == 0)
@@ -79,7 +87,6 @@ def _inverted(index: FeatureIndex) -> Any:
     beside = file.with_name(f".{file.name}")
     faiss.write_index(inverted, str(beside))
     beside.replace(file)
-    return inverted
 
 
 def _unit(index: FeatureIndex, features: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 
 from ..concepts.images import PublicImages, encoded, nothing_readable, read_picture, why_unreadable
 from ..concepts.sources import Entry, ImageSource, image_source
+from ..processes import gathered, leads, place, together
 from ..progress import advance
 from ..tuner import base_fingerprint
 from ..vlm import check_multimodal, evaluating, image_inputs, projected, tells_apart
@@ -57,7 +57,7 @@ class FeatureIndex:
         folder: where the parts are.
         files: the parts, in the order of the source.
         computed: how many pictures the model was shown in this process; the features of all others were there.
-        scratch: the temporary folder that goes when the index does.
+        scratch: the temporary folder that goes when the index does; of several processes the first one has it.
     """
 
     source: ImageSource
@@ -123,6 +123,7 @@ class FeatureIndex:
                 yield file, inside
 
 
+@together()
 def index_images(
     model: nn.Module,
     processor: Any,
@@ -173,17 +174,23 @@ def index_images(
         )
     given = public_images.source() if isinstance(public_images, PublicImages) else public_images
     source = image_source(given, limit=limit, image_column=image_column, split=split)
-    scratch = tempfile.TemporaryDirectory(prefix="peft-space-") if cache is None else None
-    space = _feature_space(model, processor, Path(scratch.name if scratch is not None else cache or "."))
-    state = PartialState()
+    scratch = tempfile.TemporaryDirectory(prefix="peft-space-") if cache is None and leads() else None
+    # without a cache all write into the folder of the first
+    folder = cache if cache is not None else gathered(scratch.name if scratch is not None else "")[0]
+    space = _feature_space(model, processor, Path(folder))
     with evaluating(model):
         size = batch_size if tells_apart(model, processor) else 1
         writer = _Writer(model, processor, source, space, size, part_size)
-        files = writer.run(state.process_index, state.num_processes)
-    state.wait_for_everyone()
-    if state.is_main_process:
+        files = writer.run(*place())
+    gathered(None)
+    if not all(file.exists() for file in files):
+        raise ValueError(
+            f"`cache` must be a folder that all processes reach; got {str(folder)!r}, where parts that others wrote "
+            "are missing. Name one on a file system that the machines share."
+        )
+    if leads():
         _write_whole(writer.folder, files)
-    state.wait_for_everyone()
+    gathered(None)
     index = FeatureIndex(source, writer.folder, tuple(files), writer.computed, scratch)
     if not len(index):
         raise nothing_readable(source.name, index.skipped)

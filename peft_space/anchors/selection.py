@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..concepts import Concept, ImageSource, PublicImages, image_source, load_public_images
 from ..concepts.images import Undecoded, content_key
 from ..concepts.sources import Entry
+from ..processes import together
 from ..vlm import Prompt, generate, image_features
 from .approximate import approximately_nearest
 from .index import FeatureIndex, index_images
@@ -190,6 +191,7 @@ class Anchors:
         )
 
 
+@together()
 def select_anchors(
     model: nn.Module,
     processor: Any,
@@ -205,6 +207,7 @@ def select_anchors(
     batch_size: int = 64,
     cache: str | os.PathLike[str] | None = None,
     search: Literal["exact", "faiss"] = "exact",
+    features: Tensor | None = None,
 ) -> Anchors:
     """Chooses proxy anchors: projector cosine shortens the list, the model's own likelihood of the name decides.
 
@@ -225,6 +228,7 @@ def select_anchors(
         batch_size: images or prompts at a time.
         cache: folder for the projector features, so that they are computed once for any number of concepts.
         search: "exact", or "faiss" for more than several million images; see `anchors.approximate`.
+        features: `(n_images, d)`, what `vlm.image_features` gives for pictures in memory, if that is known already.
 
     Returns:
         The anchors with all scores.
@@ -249,7 +253,8 @@ def select_anchors(
     whole = None
     if cache is None and search == "exact" and in_memory(public_images):
         public = load_public_images(public_images)
-        features = image_features(model, processor, public.images, batch_size=batch_size)
+        if features is None:
+            features = image_features(model, processor, public.images, batch_size=batch_size)
         centred = features - features.mean(0)
         cosine = projector_cosine(features, concept_embedding(model, processor, concept))
     else:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from peft_space.processes import gathered, together
 from peft_space.subspace.inputs import TokenRows, find_targets, in_width, watch
 from peft_space.subspace.moments import DenseMoment, Moment, SketchedMoment, average, principal_subspace
 from peft_space.subspace.retained import InputRecord, RetainedSubspace
@@ -25,6 +26,7 @@ LOW_MOMENT_BUDGET = 2**30
 """The same where memory is short."""
 
 
+@together()
 def fit_retained_subspace(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -46,7 +48,7 @@ def fit_retained_subspace(
     padding; image tokens, text beside an image and text alone are each scaled to trace 1 and then averaged, as an
     image brings hundreds of tokens and would else be all that is protected.
 
-    Where `torch.distributed` is running, every process gives batches of its own and all get the subspace of all.
+    Where several processes run, every one gives batches of its own, or none, and all get the subspace of all.
 
     Args:
         model: a transformers model, or a `PeftModel` around one.
@@ -111,6 +113,7 @@ def fit_retained_subspace(
                 progress(done)
 
         watch(model, part, batches, statistics.see, adapters=adapters, progress=batch_done)
+        statistics.add_up(part)
         unseen = [name for name in part if name not in statistics.members]
         if unseen:
             raise ValueError(
@@ -118,8 +121,6 @@ def fit_retained_subspace(
                 f"such as {unseen[0]!r}. Do leave them out, or add batches (images, for a vision tower) that reach "
                 "them."
             )
-        if distributed.is_available() and distributed.is_initialized():
-            statistics.add_up()
         members |= statistics.members
         for key, basis, record in _solve(statistics, energy, max_rank, groups):
             bases[key], records[key] = basis, record
@@ -192,27 +193,41 @@ class _DistinctInputs:
                     one.moments[kind] = self._new_moment(x)
                 one.moments[kind].update(part)
         elif not one.holds(x):
-            raise ValueError(
-                f"`batches` must all take the same way through the model; got {name!r} and {one.key!r} sharing their "
-                "input in one batch and not in a later one. Do fit the two in separate calls by `target_modules`."
-            )
+            raise _parted(name, one.key)
 
-    def add_up(self) -> None:
-        """Sums what all processes have seen. Some may not have met every kind of token."""
-        seen: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(seen, {key: list(one.moments) for key, one in self.inputs.items()})
-        for key, one in self.inputs.items():
-            for kind in sorted({kind for kinds in seen for kind in kinds[key]}):
-                if kind not in one.moments:
-                    some = next(iter(one.moments.values()))
-                    one.moments[kind] = type(some).combine([some], [0.0])  # type: ignore[list-item]
-                    one.moments[kind].count = 0
-                one.moments[kind].add_up()
+    def add_up(self, layers: Mapping[str, nn.Module]) -> None:
+        """Sums what all processes have seen. Some may not have met every layer or every kind of token."""
+        seen = gathered((self.members, {key: list(one.moments) for key, one in self.inputs.items()}))
+        if len(seen) == 1:
+            return
+        for members, _ in seen:
+            for name, key in members.items():
+                if self.members.setdefault(name, key) != key:
+                    raise _parted(name, key)
+        # in one order for all processes, so that they add up the same and come to the same sums
+        kinds: dict[str, dict[str, None]] = {}
+        for _, met in seen:
+            for key, of_key in met.items():
+                kinds.setdefault(key, {}).update(dict.fromkeys(of_key))
+        own, self.inputs = self.inputs, {}
+        for key, of_all in kinds.items():
+            known = own[key].moments if key in own else {}
+            nothing = next(layers[key].parameters()).new_empty(0, in_width(layers[key]) or 0)
+            self.inputs[key] = _Input(key, {kind: known.get(kind) or self._new_moment(nothing) for kind in of_all})
+            for moment in self.inputs[key].moments.values():
+                moment.add_up()
 
     def end_batch(self) -> None:
         self._born.clear()
         for one in self.inputs.values():
             one.latest = lambda: None
+
+
+def _parted(name: str, key: str) -> ValueError:
+    return ValueError(
+        f"`batches` must all take the same way through the model; got {name!r} and {key!r} sharing their "
+        "input in one batch and not in a later one. Do fit the two in separate calls by `target_modules`."
+    )
 
 
 def _solve(
@@ -252,7 +267,7 @@ def _warn_of_short(
         warnings.warn(
             f"`sketch_size` is too small to show an energy of {energy} for {len(short)} of {len(bases)} inputs: "
             f"at least {lowest:.4f} is kept for {key!r}. Do raise it.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_space import vlm
+from peft_space.processes import gathered
 
 KINDS = {vlm.IMAGE: "image", vlm.TEXT: "text", vlm.TEXT_ONLY: "text_only"}
 OTHER = "other"
@@ -144,7 +145,7 @@ def watch(
     Args:
         model: a transformers model, or a `PeftModel` around one.
         layers: what to watch, by dotted path.
-        batches: model inputs.
+        batches: model inputs; of several processes, some may have none.
         call: called as each layer is about to run, its output `None`; or, with `outputs`, after it has run.
         outputs: see `call`.
         adapters: run the model as it is, with its active adapters.
@@ -178,7 +179,7 @@ def watch(
             done += 1
             if progress is not None:
                 progress(done)
-    if not done:
+    if not any(gathered(done)):
         raise ValueError("`batches` must hold at least one batch of model inputs; got none. Do pass a list of them.")
 
 

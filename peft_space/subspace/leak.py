@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from peft_space.processes import gathered
 from peft_space.subspace.inputs import TokenRows, linear_layers, watch
 
 
@@ -137,6 +138,7 @@ def _measure(
             sums[name][kind] = sums[name].get(kind, 0) + energies
 
     watch(model, layers, batches, see, outputs=True, progress=progress)
+    sums = _of_all(sums)
     ratios = {
         name: {kind: float((energies[0] / energies[1].clamp(min=1e-30)).sqrt()) for kind, energies in by_kind.items()}
         for name, by_kind in sums.items()
@@ -152,6 +154,16 @@ def _measure(
         per_module=per_module,
         per_kind={kind: fmean(r[kind] for r in ratios.values() if kind in r) for kind in kinds},
     )
+
+
+def _of_all(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """The sums, by layer and kind of token, over all processes that work together."""
+    total: dict[str, dict[str, Tensor]] = {name: {} for name in sums}
+    for part in gathered({name: {kind: one.cpu() for kind, one in kinds.items()} for name, kinds in sums.items()}):
+        for name, by_kind in part.items():
+            for kind, energies in by_kind.items():
+                total[name][kind] = total[name].get(kind, 0) + energies
+    return total
 
 
 def _low_rank_change(layer: LoraLayer, adapter_name: str, x: Tensor) -> Tensor:

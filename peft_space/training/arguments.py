@@ -36,7 +36,9 @@ class SpaceTrainingArguments(TrainingArguments):
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
     max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Lessons in a step on each device."})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Lessons in a step; several processes share them."}
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Most prompts at a time in a reading."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=5, metadata={"help": "Steps of linear warm-up."})

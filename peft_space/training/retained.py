@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from ..anchors import Anchors, Knowledge
 from ..anchors.lessons import Lesson
 from ..concepts import Concept, Retain, load_public_images
+from ..processes import share
 from ..vlm import Prompt, encode, generate, prompt_batches
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of what is retained, encoded anew each time that they are gone over."""
+    """Batches of what is retained, encoded anew each time that they are gone over; each process goes over its own."""
 
     retained: Retained
     model: nn.Module
@@ -28,7 +29,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         prompts, answers = self.retained.prompts, self.retained.answers
-        for indices in prompt_batches(self.model, self.processor, prompts, self.size, "statistics"):
+        for indices in share(prompt_batches(self.model, self.processor, prompts, self.size, "statistics")):
             batch = encode(self.processor, [prompts[i] for i in indices], [answers[i] for i in indices])
             batch.pop("labels")
             yield batch

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from ..anchors.lessons import Lesson
+from ..processes import (
+    add_gradients,
+    all_rows,
+    begin_alike,
+    check_joined,
+    check_whole,
+    gathered,
+    place,
+    together,
+)
 from ..progress import advance
 from ..vlm import base_of, encode, evaluating, rows_at_a_time, speaker, to_device
 from .arguments import SpaceTrainingArguments
@@ -41,21 +52,31 @@ class Lessons(Dataset):
 class Collator:
     """Encodes a batch of lessons, those with and those without a picture apart.
 
+    Args:
+        processor: the model's own.
+        of_processes: the number of this process and how many share a batch: it takes every so many-th lesson.
+
     Returns:
         `{"image": inputs, "text": inputs}`, each as of `vlm.encode`, with `named`, `(rows,)` bool: whether the
         answer's features are to be repelled from the concept. A part without rows is left out.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, of_processes: tuple[int, int] = (0, 1)) -> None:
         self.processor = processor
+        self.number, self.n_processes = of_processes
 
     def __call__(self, lessons: Sequence[Lesson]) -> dict[str, dict[str, Tensor]]:
         parts = {}
+        mine = lessons[self.number :: self.n_processes]
+        idle, lessons = not mine, mine or lessons[:1]
         for part in ("image", "text"):
             rows = [lesson for lesson in lessons if (lesson.prompt.image is not None) is (part == "image")]
             if rows:
                 parts[part] = encode(self.processor, [r.prompt for r in rows], [r.answer for r in rows])
                 parts[part]["named"] = torch.tensor([r.about != "other" for r in rows])
+                if idle:
+                    # fewer lessons than processes: what this one computes must count for nothing
+                    parts[part]["labels"].fill_(-100)
         return parts
 
 
@@ -79,6 +100,10 @@ class SpaceTrainer(Trainer):
     Source: SPACE, arXiv 2606.09868. L_task is the cross-entropy of the anchors' answers, L_orth the repulsion of the
     states that predict them from the concept's text, L_div minus their spectral entropy. The subspace that must not
     change is the adapter's own (`attach_subspace`), so any optimiser may be used.
+
+    Several processes share each batch, whose size is that of all of them. The loss is the same in all, that of the
+    whole batch, and gradients are summed once for each step: `DistributedDataParallel` averages the losses of parts,
+    and takes one forward pass for each backward, where a step here has one with and one without pictures.
 
     Args:
         model: a `PeftModel` with a SPACE adapter.
@@ -104,6 +129,8 @@ class SpaceTrainer(Trainer):
         on_reading: Callable[[Reading], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_whole(model, args)
+        check_joined(args)
         self.directions = directions
         self.readings: list[Reading] = []
         self.stopped = "max_steps"
@@ -114,9 +141,12 @@ class SpaceTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=train_dataset,
-            data_collator=Collator(processor),
+            data_collator=Collator(processor, place()),
             callbacks=[*dose, *(callbacks or [])],
         )
+        if place()[1] > 1:
+            # it is not wrapped; see above
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.model_accepts_loss_kwargs = False
         # its lines go to standard output, which is the caller's; `state.log_history` has all of them
         self.remove_callback(PrinterCallback)
@@ -130,12 +160,12 @@ class SpaceTrainer(Trainer):
             batch = dict(part)
             repelled, labels = batch.pop("named"), batch.pop("labels")
             states, logits = _answer_states(model, batch, int((labels >= 0).sum(1).max()))
-            labels = labels[:, -logits.shape[1] :]
+            labels = labels[:, labels.shape[1] - logits.shape[1] :]
             # every token counts alike: in the mean over its row a name would count for little in a long description
             answers.append(F.cross_entropy(logits[labels >= 0], labels[labels >= 0], reduction="none"))
             named.append(states[repelled][labels[repelled] >= 0])
-        task = torch.cat(answers).mean()
-        features = torch.cat(named)
+        task = all_rows(torch.cat(answers)).mean()
+        features = all_rows(torch.cat(named))
         arguments: SpaceTrainingArguments = self.args
         zero = task.new_zeros(())
         orth = repulsion(features, self.directions.to(features.device)) if len(features) else zero
@@ -152,13 +182,34 @@ class SpaceTrainer(Trainer):
             self.terms[name].append(term.item())
         return (loss, None) if return_outputs else loss
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer.get_train_dataloader`; every process goes over all of it, and its collator takes its share."""
+        loader = super().get_train_dataloader()
+        if place()[1] > 1:
+            # as the Trainer itself does for samplers that know of processes
+            shard: Any = loader.batch_sampler
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `Trainer.training_step`; the gradients of a whole step are those of all processes."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            add_gradients(self._trainable())
+        return loss
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def keep(self) -> None:
         """Remembers the adapter as it is, on the CPU, to go back to where the loss is lost."""
         kept = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
         self.good = {n: p.detach().to("cpu", copy=True) for n, p in kept}
 
+    @together()
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; where the loss becomes NaN it stops, with the last good adapter in place."""
+        begin_alike(self._trainable())
         self.keep()
         try:
             return super().train(*args, **kwargs)
@@ -253,8 +304,10 @@ class _Dose(TrainerCallback):
             state.global_step,
             batch_size=args.per_device_eval_batch_size,
         )
+        # one that stopped alone would leave the others waiting
+        reading = gathered(reading)[0]
         self.trainer.readings.append(reading)
-        if all(map(math.isfinite, (*reading.levels, leak))):
+        if all(map(math.isfinite, (*reading.levels, reading.leak))):
             self.trainer.keep()
         if self.on_reading is not None:
             self.on_reading(reading)
@@ -264,6 +317,6 @@ class _Dose(TrainerCallback):
         if len(latest) == args.dose_readings and all(reading.reached for reading in latest):
             self.trainer.stopped = "dose reached"
             control.should_training_stop = True
-        elif leak > args.leak_budget:
+        elif reading.leak > args.leak_budget:
             self.trainer.stopped = "leak budget spent"
             control.should_training_stop = True

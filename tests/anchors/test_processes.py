@@ -1,9 +1,7 @@
-"""What several processes do together equals what one does. Each is a run of this module: `FOLDER RANK`."""
+"""What several processes do together equals what one does. Each is a run of this module: `FOLDER`."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -15,8 +13,9 @@ from accelerate import PartialState
 from peft_space import fit_retained_subspace, index_images, select_anchors, testbed
 from peft_space.testbed import questions
 from peft_space.vlm import Prompt, encode
+from tests.launch import PROCESSES, launch, rank
 
-PROCESSES, SIZES = 2, {"n_anchors": 8, "n_monitor": 3, "shortlist": 24}
+SIZES = {"n_anchors": 8, "n_monitor": 3, "shortlist": 24}
 OPTIONS = {"part_size": 16, "batch_size": 8}
 
 
@@ -29,18 +28,20 @@ def fitted(model, processor, public, share: slice):
     return fit_retained_subspace(model, islice(batches, share.start, share.stop, share.step), energy=0.99)
 
 
-def run(folder: Path, rank: int, n_processes: int) -> dict:
+def run(folder: Path, number: int, n_processes: int) -> dict:
     model, processor = testbed.load()
     public = testbed.public_images("narril", 80)
     concept = testbed.concept("narril")
     index = index_images(model, processor, folder / "pictures", folder / f"cache{n_processes}", **OPTIONS)
     anchors = select_anchors(model, processor, concept, index, **SIZES)
-    subspace = fitted(model, processor, public, slice(rank, None, n_processes))
+    subspace = fitted(model, processor, public, slice(number, None, n_processes))
+    only_the_first_has_any = fitted(model, processor, public, slice(0, 1 if number == 0 else 0))
     return {
         "computed": index.computed,
         "features": index.rows(range(len(index))),
         "anchors": (anchors.indices, anchors.monitor),
         "bases": subspace.bases,
+        "bases of one batch": only_the_first_has_any.bases,
         "counts": {key: dict(sorted(record.counts.items())) for key, record in subspace.records.items()},
     }
 
@@ -50,25 +51,8 @@ def test_two_processes_find_what_one_finds(tmp_path):
     (tmp_path / "pictures").mkdir()
     for number, image in enumerate(testbed.public_images("narril", 80).images):
         image.save(tmp_path / "pictures" / f"{number:02d}.png")
-    environment = os.environ | {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_PORT": str(20_000 + os.getpid() % 20_000), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", __name__, str(tmp_path)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=Path(__file__).parents[2],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        said = [process.communicate(timeout=500)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(process.returncode for process in processes), "\n".join(text[-2000:] for text in said)
+    runs = launch(__name__, tmp_path)
+    assert not any(run.status for run in runs), "\n".join(run.err[-2000:] for run in runs)
     alone = run(tmp_path, 0, 1)
     found = [torch.load(tmp_path / f"found{rank}") for rank in range(PROCESSES)]
     assert sum(one["computed"] for one in found) == alone["computed"] == 80
@@ -77,6 +61,9 @@ def test_two_processes_find_what_one_finds(tmp_path):
         torch.testing.assert_close(one["features"], alone["features"], rtol=0, atol=1e-5)
         assert one["anchors"] == alone["anchors"]
         assert one["counts"] == alone["counts"]
+        for key, basis in alone["bases of one batch"].items():
+            found_by_it = one["bases of one batch"][key]
+            torch.testing.assert_close(found_by_it @ found_by_it.T, basis @ basis.T, rtol=0, atol=1e-2)
         for key, basis in alone["bases"].items():
             assert one["bases"][key].shape == basis.shape
             # the same columns, up to their sign; weak ones turn into each other by rounding
@@ -86,6 +73,6 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
 if __name__ == "__main__":
     PartialState(cpu=True)
-    place, number = Path(sys.argv[1]), int(os.environ["RANK"])
-    torch.save(run(place, number, PROCESSES), place / f"found{number}")
+    place = Path(sys.argv[1])
+    torch.save(run(place, rank(), PROCESSES), place / f"found{rank()}")
     PartialState().destroy_process_group()
