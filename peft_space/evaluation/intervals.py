@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,69 @@ def halved_estimate(value: float, halves: Sequence[float]) -> Estimate:
     scatter = np.asarray(halves) - np.mean(halves)
     low, high = _quantiles(scatter)
     return Estimate(value, value + low, value + high)
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """One figure less another that was drawn independently, with the interval that their two intervals give.
+
+    Source: Zou and Donner 2008 (MOVER), which squares and adds the distances to the ends that matter; Newcombe 1998
+    for shares. Of two figures from the same pictures it is too wide rather than too narrow where they go together.
+    """
+    value = first.value - second.value
+    down = math.hypot(first.value - first.low, second.high - second.value)
+    up = math.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, value - down, value + up)
+
+
+def auc_estimate(
+    positives: Mapping[Hashable, Sequence[float]],
+    negatives: Mapping[Hashable, Sequence[float]],
+    *,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """The area under the ROC curve with its percentile bootstrap interval, drawn over units.
+
+    It is the chance that a positive scores higher than a negative; equal scores count half (Mann and Whitney 1947).
+    Where all positives are on one side of all negatives, the interval is as wide as the exact binomial one of as many
+    units as the smaller side has.
+
+    Args:
+        positives: scores by the unit, a picture, that they are about.
+        negatives: the same; a unit that is in both is drawn with both.
+        n_bootstrap: how often to draw.
+        seed: of the draws.
+
+    Raises:
+        ValueError: one side is empty.
+    """
+    if not positives or not negatives:
+        raise ValueError(
+            f"`positives` and `negatives` must each hold a unit; got {len(positives)} and {len(negatives)}."
+        )
+    wins = np.array(
+        [
+            [np.mean([(p > n) + (p == n) / 2 for p in some for n in others]) for others in negatives.values()]
+            for some in positives.values()
+        ]
+    )
+    sizes = [np.array([len(scores) for scores in side.values()]) for side in (positives, negatives)]
+    weights = np.outer(*sizes)
+    value = float((wins * weights).sum() / weights.sum())
+    if value in (0.0, 1.0):
+        reach = 1 - ((1 - CONFIDENCE) / 2) ** (1 / min(len(positives), len(negatives)))
+        return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
+    units = list(dict.fromkeys([*positives, *negatives]))
+    place = {unit: number for number, unit in enumerate(units)}
+    generator = np.random.default_rng([seed, 13])
+    drawn = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), size=n_bootstrap).astype(float)
+    rows, columns = (
+        drawn[:, [place[unit] for unit in side]] * n for side, n in zip((positives, negatives), sizes, strict=True)
+    )
+    total = rows.sum(1) * columns.sum(1)
+    kept = total > 0
+    areas = np.einsum("br,rc,bc->b", rows, wins, columns)[kept] / total[kept]
+    return Estimate(value, *_quantiles(areas))
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, float]:
