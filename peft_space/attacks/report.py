@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ KINDS = {
 }
 """Every kind of attack: its key, and its name for a reader."""
 FILES = ("audit.json", "audit.md")
+CARD_FIGURES = ("judged", "robust", "told by base", "told by erased", "told by oracle", "control")
+"""What a model card tells of each kind."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +98,15 @@ class AuditReport:
             judged = [outcome for outcome in some if outcome.verdict not in (NOT_JUDGED, UNSURE)]
             if not some:
                 continue
-            row: dict[str, Any] = {"name": name, "judged": len(judged) / len(some)}
+            figures = [len(judged) / len(some)]
             if judged:
-                worst = max(judged, key=lambda outcome: outcome.readings[ERASED].told.value)
-                reading = worst.readings[ERASED]
-                row["robust"] = sum(o.verdict in (ROBUST, AS_ORACLE) for o in judged) / len(judged)
-                row["told, base"] = worst.readings[BASE].told.value
-                row["told, erased"] = reading.told.value
-                if ORACLE in worst.readings:
-                    row["told, oracle"] = worst.readings[ORACLE].told.value
-                if reading.control is not None:
-                    row["control"] = reading.control.value
-            rows.append(row)
+                worst = max(judged, key=lambda outcome: outcome.readings[ERASED].told.value).readings
+                figures.append(sum(o.verdict in (ROBUST, AS_ORACLE) for o in judged) / len(judged))
+                figures += [worst[side].told.value if side in worst else nan for side in (BASE, ERASED, ORACLE)]
+                control = worst[ERASED].control
+                figures.append(nan if control is None else control.value)
+            told = zip(CARD_FIGURES, figures, strict=False)
+            rows.append({"name": name, **{key: figure for key, figure in told if figure == figure}})
         return rows
 
     def to_dict(self) -> dict[str, Any]:
