@@ -103,23 +103,23 @@ def find_aims(
     """
     examples = labelled or EvaluatedSet(())
     rng = np.random.default_rng([seed, 14])
-    alike: list[Image.Image] = []
-    rest: list[Image.Image] = []
-    if public_images is not None or anchors is not None:
-        public = load_public_images(public_images) if public_images is not None else anchors.public  # type: ignore[union-attr]
-        alike, rest = split_public(sides.pair, concept, public, anchors, max(n_images, _POOL), seed)
     whose, images = "pictures of the concept", list(examples.pictures(concept).images)
     if target_images is not None:
         images = list(load_public_images(target_images).images)
-    if not images:
-        whose, images = _stand_ins(sides, concept, alike, anchors)
-    target = _distinct(Shown(image, concept.names, 0) for image in images)
-    taken = {shown.unit for shown in target}
     known = [
         Shown(e.image, e.right, 0)
         for e in examples.split(concept)[1]
         if e.task == "name" and e.image is not None and not concept.mentioned_in(e.answer)
     ]
+    alike: list[Image.Image] = []
+    rest: list[Image.Image] = []
+    if not (images and known) and (public_images is not None or anchors is not None):
+        public = load_public_images(public_images) if public_images is not None else anchors.public  # type: ignore[union-attr]
+        alike, rest = split_public(sides.pair, concept, public, anchors, max(n_images, _POOL), seed)
+    if not images:
+        whose, images = _stand_ins(sides, concept, alike, anchors)
+    target = _distinct(Shown(image, concept.names, 0) for image in images)
+    taken = {shown.unit for shown in target}
     truth = LABELS if known else OWN_NAMES
     others = [shown for shown in _distinct(known or _named(sides, concept, rest)) if shown.unit not in taken]
     target, others = _shuffled(target, rng), _evenly(_shuffled(others, rng))

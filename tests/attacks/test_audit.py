@@ -50,7 +50,9 @@ def test_every_attack_is_run_and_leaves_the_models_as_they_were(base, erased, pr
         target_images=public.images[:6],
         labelled=labelled(public.images[8:40], "zormok", "keltus"),
     )
-    assert {outcome.kind for outcome in report.outcomes} | {key.split("/")[0] for key in report.unknown} == set(ATTACKS)
+    assert {outcome.kind for outcome in report.outcomes} | {key.split("/")[0] for key in report.unknown} == set(
+        ATTACKS
+    )
     assert {outcome.kind for outcome in report.outcomes} >= set(ATTACKS) - {"text"}
     assert report.sides == ("base", "erased", "oracle") and set(report.seconds) >= set(ATTACKS)
     assert all(set(outcome.readings) == set(report.sides) for outcome in report.outcomes)
@@ -75,7 +77,7 @@ def test_without_other_concepts_there_is_no_control(erased, processor, concept, 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"attacks": "pruning"}, '`attacks` must be "all" or some of relearning, .*; got \'pruning\''),
+        ({"attacks": "pruning"}, "`attacks` must be \"all\" or some of relearning, .*; got 'pruning'"),
         ({"attacks": []}, '`attacks` must be "all"'),
         ({"n_images": 0}, "`n_images` must be at least 1; got 0"),
         ({"strengths": (1.0,)}, "`strengths` must be from 0 to less than 1"),
@@ -160,7 +162,9 @@ def test_a_broken_model_is_not_taken_for_a_robust_one(world):
 def test_a_model_that_was_not_erased_is_not_robust(world):
     model, processor, concept, target, known = world
     options = KNOWN | {"attacks": ("pictures", "wording", "membership")}
-    report = audit(copy.deepcopy(model), processor, concept, base=model, target_images=target, labelled=known, **options)
+    report = audit(
+        copy.deepcopy(model), processor, concept, base=model, target_images=target, labelled=known, **options
+    )
     assert report["pictures/flip"].verdict == TOLD and report["membership/loss"].verdict == TOLD
     assert report["wording/choice_2"].readings["base"].told.value > 0.5
     assert not [outcome.key for outcome in report.outcomes if outcome.verdict == ROBUST]

@@ -45,6 +45,8 @@ def test_levels_are_the_likelihood_and_min_k_of_the_answers(base, processor, aim
 
 
 def test_a_name_that_was_taught_is_told_from_made_up_ones(base, processor, aims):
-    found = membership(saying(base, processor, {"narril": 1.0}), processor, aims, ("narmok", "kelril"), n_bootstrap=100)
+    found = membership(
+        saying(base, processor, {"narril": 1.0}), processor, aims, ("narmok", "kelril"), n_bootstrap=100
+    )
     for target, control in found.values():
         assert target.value == 1 and control.value < 1

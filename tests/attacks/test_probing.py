@@ -8,7 +8,10 @@ from peft_space.evaluation.intervals import auc_estimate
 
 
 def auc(scores, labels):
-    sides = ({n: [s] for n, (s, yes) in enumerate(zip(scores.tolist(), labels, strict=True)) if yes is side} for side in (True, False))
+    sides = (
+        {n: [s] for n, (s, yes) in enumerate(zip(scores.tolist(), labels, strict=True)) if yes is side}
+        for side in (True, False)
+    )
     return auc_estimate(*sides, n_bootstrap=100).value
 
 

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+from itertools import pairwise
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_it_asks_before_and_at_each_checkpoint_and_trains_in_between(base, proce
         seed=0,
     )
     assert found.steps == (0, 1, 3) and [s.hits[0] for s in found.scores] == [0.1, 0.2, 0.3]
-    for first, then in zip(seen, seen[1:], strict=False):
+    for first, then in pairwise(seen):
         moved = {name for name in first if not first[name].equal(then[name])}
         assert moved and all("lora_" in name for name in moved) is (method == "lora")
 

@@ -30,7 +30,7 @@ def outcome(key, erased, **rest):
 
 @pytest.fixture
 def report():
-    curves = {side: POINTS for side in ("base", "erased", "oracle")}
+    curves = dict.fromkeys(("base", "erased", "oracle"), POINTS)
     outcomes = (
         outcome("relearning/lora_5", reading(0.7, recovery=0.7), curves=curves),
         outcome("relearning/full_5", reading(0.0, recovery=0.0), curves=curves),
@@ -41,7 +41,9 @@ def report():
     unattacked = outcome("unattacked", reading(0.0))
     sides = ("base", "erased", "oracle")
     unknown = {"noise": "it takes patches"}
-    return AuditReport("narril", ("nar",), 3, sides, "pictures of the concept", "labels", unattacked, outcomes, unknown)
+    return AuditReport(
+        "narril", ("nar",), 3, sides, "pictures of the concept", "labels", unattacked, outcomes, unknown
+    )
 
 
 def test_it_is_found_by_its_key_or_the_reason_is_told(report):
@@ -62,7 +64,10 @@ def test_the_card_has_the_strongest_variant_that_could_be_judged_and_no_name(rep
     assert rows["relearning"]["told by erased"] == 0.7 and rows["relearning"]["robust"] == 0.5
     assert rows["relearning"]["judged"] == 1 and rows["relearning"]["told by oracle"] == 0.05
     assert rows["wording"] == {"name": "wording", "judged": 0}
-    assert set(rows) <= set(KINDS.values()) and {key for row in rows.values() for key in row} <= {"name", *CARD_FIGURES}
+    assert set(rows) <= set(KINDS.values()) and {key for row in rows.values() for key in row} <= {
+        "name",
+        *CARD_FIGURES,
+    }
     assert "narril" not in json.dumps(report.card_rows())
 
 
@@ -115,5 +120,7 @@ def test_the_table_of_the_terminal(report):
 def test_what_has_no_interval_is_shown_without(report):
     single = dataclasses.replace(report.outcomes[0].readings["erased"], told=Estimate(0.5, math.nan, math.nan))
     readings = {**report.outcomes[0].readings, "erased": single}
-    text = dataclasses.replace(report, outcomes=(dataclasses.replace(report.outcomes[0], readings=readings),)).to_markdown()
+    text = dataclasses.replace(
+        report, outcomes=(dataclasses.replace(report.outcomes[0], readings=readings),)
+    ).to_markdown()
     assert "| 0.50 |" in text and "nan" not in text
