@@ -5,7 +5,7 @@
 FOLDER holds retrain oracles, each in a folder called after the creature that it never saw:
 `python -m peft_space.testbed.recipe FOLDER/narril --without narril`. A creature that has none is compared with its
 base alone. `--reports FOLDER` keeps each audit with its figures, `--tuning` audits creatures that hyper-parameters
-were chosen on, and `--show` prints the table of what is there and stops. Runs that are in OUTPUT.json are not repeated.
+were chosen on, and `--show` only prints the table of what is there. Runs that are in OUTPUT.json are not repeated.
 """
 
 from __future__ import annotations
