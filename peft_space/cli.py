@@ -507,6 +507,7 @@ def audit(
     text_question: Annotated[
         list[str] | None, typer.Option(help="What it asked in text; holds {name}; repeatable.")
     ] = None,
+    other: Annotated[list[str] | None, typer.Option(help="Another concept's name; repeatable.")] = None,
     oracle: Annotated[
         str | None, typer.Option(metavar="ID_OR_PATH", help="A model trained like the base without the concept.")
     ] = None,
@@ -550,7 +551,7 @@ def audit(
             raise ValueError(f"`--attacks` must be 'all' or some of {', '.join(ATTACKS)}; got {sorted(unknown)}.")
         where = _given(revision=revision, token=token)
         names = [concept, *(alias or ())] if concept else inspect_erasure(adapter, **where)["concept"]
-        if not names or not names[0] or ", " in names[0]:
+        if not names or (concept is None and ", " in names[0]):
             raise ValueError(
                 f"`--concept` must name one concept where the adapter does not; it tells {names[:1] or 'none'}."
             )
@@ -581,7 +582,7 @@ def audit(
             attacks=kinds if kinds and "all" not in (attacks or ()) else "all",
             seed=seed,
             progress=display,
-            **_given(n_images=n_images),
+            **_given(n_images=n_images, others=other),
         )
         local = Path(adapter).is_dir()
         folder = report.save(output or (Path(adapter) / "audit" if local else Path("audit") / Path(adapter).name))

@@ -58,6 +58,7 @@ class Aims:
         whose: what the target pictures are, in words.
         truth: `LABELS` or `OWN_NAMES`.
         data: what the erasure saw of the target pictures: one of `evaluation.report.DATA`.
+        named: other concepts' names that were given.
     """
 
     concept: Concept
@@ -68,11 +69,12 @@ class Aims:
     whose: str
     truth: str
     data: str
+    named: tuple[str, ...] = ()
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Names of other concepts."""
-        return tuple(dict.fromkeys(shown.name for shown in (*self.control, *self.control_train)))
+        """Names of other concepts: those that were given, and those that pictures have."""
+        return tuple(dict.fromkeys([*self.named, *(shown.name for shown in (*self.control, *self.control_train))]))
 
     def with_pictures(self, target: Sequence[Shown], control: Sequence[Shown]) -> Aims:
         """The same, measured on other versions of the pictures."""
@@ -87,6 +89,7 @@ def find_aims(
     labelled: EvaluatedSet | None,
     public_images: Any,
     anchors: Anchors | None,
+    named: Sequence[str] = (),
     n_images: int,
     n_train: int,
     seed: int,
@@ -98,6 +101,7 @@ def find_aims(
     the base calls them.
 
     Args:
+        named: other concepts' names.
         n_images: most pictures to measure on, of the concept and of others each.
         n_train: most pictures of the concept that an attacker holds; half of them at most.
     """
@@ -134,6 +138,7 @@ def find_aims(
         whose=whose,
         truth=truth,
         data=Seen(anchors).mark([shown.image for shown in target]),
+        named=tuple(name for name in named if not concept.mentioned_in(name)),
     )
 
 

@@ -36,6 +36,7 @@ def audit_erasure(
     labelled: EvaluatedSet | None = None,
     public_images: Any = None,
     anchors: Anchors | None = None,
+    others: Sequence[str] = (),
     attacks: Literal["all"] | Sequence[str] = "all",
     paraphrases: Sequence[str] = (*UNSEEN_QUESTIONS, *DESCRIPTIONS),
     relearning_budget: relearning.Budget | None = None,
@@ -70,6 +71,7 @@ def audit_erasure(
             gives them.
         public_images: any pictures, as for `load_public_images`; by default those of `anchors`.
         anchors: of the erasure, so that it is known what it trained on.
+        others: names of other concepts; those of `labelled` and of public images are known besides.
         attacks: "all", or some of `ATTACKS`.
         paraphrases: how the name is asked for in phrasings that the erasure did not use.
         relearning_budget: how much fine-tuning is tried.
@@ -106,6 +108,7 @@ def audit_erasure(
             labelled=labelled,
             public_images=public_images,
             anchors=anchors,
+            named=others,
             n_images=n_images,
             n_train=n_train,
             seed=seed,
@@ -137,8 +140,8 @@ def audit_erasure(
         "data": aims.data,
         "n_bootstrap": n_bootstrap,
         "max_new_tokens": max_new_tokens,
-        "relearning": vars(relearning_budget),
-        "noise": vars(noise_budget),
+        "relearning": dict(vars(relearning_budget)),
+        "noise": dict(vars(noise_budget)),
         "strengths": list(strengths),
     }
     return AuditReport(

@@ -129,8 +129,8 @@ def run_text(bench: Bench) -> None:
     concept = bench.aims.concept
     if len(bench.aims.others) < 2 or not concept.text_questions:
         bench.unknown["text"] = (
-            "it needs questions in text and two other names, to know what is told of this name alone: pass `labelled` "
-            "or `public_images`"
+            "it needs questions in text and two other names, to know what is told of this name alone: pass `others`, "
+            "`labelled` or `public_images`"
         )
         return
     with bench.sides.side(BASE) as base:
@@ -185,8 +185,11 @@ def run_probe(bench: Bench) -> None:
         return
     aims = bench.aims
     found = len(aims.target) + len(aims.target_train)
-    if found < probing.LEAST:
-        bench.unknown["probe"] = f"it needs {probing.LEAST} pictures of the concept; there are {found}"
+    others = len(aims.control) + len(aims.control_train)
+    if min(found, others) < probing.LEAST:
+        bench.unknown["probe"] = (
+            f"it needs {probing.LEAST} pictures of the concept, and as many of others; there are {found} and {others}"
+        )
         return
     sides, batch_size = bench.sides, bench.sides.batch_size
     try:
@@ -196,8 +199,7 @@ def run_probe(bench: Bench) -> None:
     except TypeError as error:
         bench.unknown["probe"] = str(error)
         return
-    places = {"best": probing.best_layer(probed[BASE])}
-    where, layer = places["best"]
+    where, layer = probing.best_layer(probed[BASE])
     readings = {
         side: Reading(some.target[where][layer], some.control[where][layer] if some.control[where] else None)
         for side, some in probed.items()

@@ -106,7 +106,7 @@ def relearn(
     lessons = _Lessons(aims, n_images, budget.batch_size, seed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-    scores, step = [ask(model)], 0
+    scores, step = [ask(model.eval())], 0
     for checkpoint in budget.steps:
         model.train()
         while step < checkpoint:

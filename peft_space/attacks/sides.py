@@ -93,12 +93,19 @@ class Sides:
 
         The erased model's are merged into its weights, as whoever attacks published weights would have them.
         """
+        own = self.pair.base if name == BASE else None
+        model = copy.deepcopy(self._present(name) if own is None else own)
+        if not isinstance(model, PeftModel):
+            return model
         if name == BASE:
-            if self.pair.base is not None:
-                return copy.deepcopy(self.pair.base)
-            return copy.deepcopy(self.pair.model).unload()  # type: ignore[operator]
-        model = copy.deepcopy(self._present(name))
-        return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
+            # what is merged at this moment would stay in the weights
+            model.unmerge_adapter()
+            plain = model.unload()
+        else:
+            plain = model.merge_and_unload(safe_merge=True)
+        # it outlives the adapters, and whoever adds one would take it for theirs
+        vars(plain).pop("peft_config", None)
+        return plain
 
     def _present(self, name: str) -> nn.Module:
         model = self.oracle if name == ORACLE else self.pair.model

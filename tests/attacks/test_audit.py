@@ -57,14 +57,17 @@ def test_every_attack_is_run_and_leaves_the_models_as_they_were(base, erased, pr
     assert report.sides == ("base", "erased", "oracle") and set(report.seconds) >= set(ATTACKS)
     assert all(set(outcome.readings) == set(report.sides) for outcome in report.outcomes)
     assert all(before[name].equal(tensor) for name, tensor in erased.state_dict().items())
-    # a random model names nothing, so no attack on it says anything, probes aside
-    assert not {o.verdict for o in report.outcomes if o.measure == "advantage"} - {NOT_JUDGED}
+    # a random model names nothing in a picture, so no attack by its name says anything
+    named = [outcome for outcome in report.outcomes if outcome.measure == "advantage" and outcome.kind != "text"]
+    assert {outcome.verdict for outcome in named} == {NOT_JUDGED}
 
 
 def test_without_anything_to_aim_at_it_says_what_is_missing(erased, processor, concept):
     report = audit(erased, processor, concept)
     assert report.outcomes == () and report.unattacked is None
-    assert set(report.unknown) == set(ATTACKS) and "pass `target_images`" in report.unknown["relearning"]
+    assert {key.split("/")[0] for key in report.unknown} == set(ATTACKS) and "pass `target_images`" in report.unknown[
+        "relearning"
+    ]
     assert "pass `labelled`" in report.unknown["text"]
 
 

@@ -54,7 +54,7 @@ def test_it_writes_the_audit_and_the_card_beside_the_adapter(audit, adapter, pic
 
 
 def test_elsewhere_and_under_another_name(audit, adapter, tmp_path):
-    result = audit("--concept", "keltus", "--output", tmp_path / "out", "--attacks", "text")
+    result = audit("--concept", "keltus", "--output", tmp_path / "out", "--attacks", "text", "--other", "zormok")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert report["concept"] == "keltus" and report["aliases"] == []
