@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from peft import PeftModel
 from torch import nn
 
-from .._peft import quantised_modules
+from .._peft import merged_adapters, quantised_modules
 from ..evaluation.pair import Pair
 from ..vlm import base_of, check_multimodal
 
@@ -98,8 +98,8 @@ class Sides:
         if not isinstance(model, PeftModel):
             return model
         if name == BASE:
-            # what is merged at this moment would stay in the weights
-            model.unmerge_adapter()
+            if merged_adapters(base_of(model)):
+                model.unmerge_adapter()
             plain = model.unload()
         else:
             plain = model.merge_and_unload(safe_merge=True)
