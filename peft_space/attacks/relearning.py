@@ -37,7 +37,10 @@ class Budget:
 
     n_images: tuple[int, ...] = (1, 5, 10, 0)
     steps: tuple[int, ...] = (1, 2, 5, 10, 20, 40)
-    learning_rates: tuple[tuple[Method, tuple[float, ...]], ...] = (("lora", (1e-3,)), ("full", (1e-4,)))
+    learning_rates: tuple[tuple[Method, tuple[float, ...]], ...] = (
+        ("lora", (2e-4, 2e-3)),
+        ("full", (2e-5, 2e-4)),
+    )
     batch_size: int = 16
     rank: int = 16
 

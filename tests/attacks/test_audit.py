@@ -17,7 +17,9 @@ from tests.adapters import shake, space
 
 NAME = "zorvex"
 SMALL = {
-    "relearning_budget": RelearningBudget(n_images=(1, 0), steps=(1, 2), batch_size=4, rank=2),
+    "relearning_budget": RelearningBudget(
+        n_images=(1, 0), steps=(1, 2), batch_size=4, rank=2, learning_rates=(("lora", (1e-3,)), ("full", (1e-4,)))
+    ),
     "noise_budget": NoiseBudget(steps=1),
     "paraphrases": ("Which one is it?",),
     "strengths": (0.0,),
