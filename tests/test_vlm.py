@@ -294,7 +294,7 @@ def test_earlier_turns_stand_before_the_question_each_with_its_own_picture(proce
     batch = vlm.encode(processor, [prompt, Prompt("This?", picture(2), (shot(3),))], ["keltus", "brumok"])
     pictures = processor.image_processor([*prompt.images, picture(3), picture(2)], return_tensors="pt")
     assert torch.equal(batch["pixel_values"], pictures["pixel_values"])
-    assert processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0]).startswith("keltus")
+    assert "keltus" in processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0])
     alone = vlm.log_likelihood(model, processor, [prompt], ["keltus"])
     bare = vlm.log_likelihood(model, processor, [Prompt("And this?", picture(0))], ["keltus"])
     assert not torch.allclose(alone, bare)

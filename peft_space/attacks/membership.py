@@ -66,21 +66,20 @@ def membership(
         For each of `MEASURES` the AUC of the concept, and that of the control; `None` where there are no others.
     """
     question = aims.concept.questions[0]
-    draws = {"n_bootstrap": n_bootstrap, "seed": seed}
     found: dict[str, list[Estimate | None]] = {key: [] for key in MEASURES}
     for pictures in (aims.target, aims.control):
         if not pictures:
-            for levels in found.values():
-                levels.append(None)
+            for areas in found.values():
+                areas.append(None)
             continue
         prompts = [Prompt(question, shown.image) for shown in pictures for _ in (None, *made_up)]
         answers = [name for shown in pictures for name in (shown.name, *made_up)]
-        units: list[Hashable] = [shown.unit for shown in pictures]
         for key, levels in zip(MEASURES, levels_of(model, processor, prompts, answers, batch_size), strict=True):
-            rows = levels.view(len(pictures), -1).tolist()
-            members = {unit: row[:1] for unit, row in zip(units, rows, strict=True)}
-            rest = {unit: row[1:] for unit, row in zip(units, rows, strict=True)}
-            found[key].append(auc_estimate(members, rest, **draws))  # type: ignore[arg-type]
+            members: dict[Hashable, list[float]] = {}
+            rest: dict[Hashable, list[float]] = {}
+            for shown, (own, *others) in zip(pictures, levels.view(len(pictures), -1).tolist(), strict=True):
+                members[shown.unit], rest[shown.unit] = [own], others
+            found[key].append(auc_estimate(members, rest, n_bootstrap=n_bootstrap, seed=seed))
     return {key: (target, control) for key, (target, control) in found.items() if target is not None}
 
 

@@ -54,7 +54,6 @@ def probe(
         for some in probed_controls(others)
     ]
     units = [shown.unit for shown in (*own, *others)]
-    draws = {"n_bootstrap": n_bootstrap, "seed": seed}
 
     def auc(layer: Tensor, yes: Sequence[int], no: Sequence[int]) -> Estimate:
         places = [*yes, *no]
@@ -63,7 +62,7 @@ def probe(
         sides: tuple[dict[Hashable, list[float]], dict[Hashable, list[float]]] = ({}, {})
         for place, score in zip(places, found, strict=True):
             sides[place in no].setdefault(units[place], []).append(score)
-        return auc_estimate(*sides, **draws)  # type: ignore[arg-type]
+        return auc_estimate(*sides, n_bootstrap=n_bootstrap, seed=seed)
 
     target = {where: [auc(layer, range(len(own)), away) for layer in some] for where, some in states.items()}
     control = {

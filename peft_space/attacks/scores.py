@@ -94,7 +94,6 @@ def _gap(first: Means, second: Means, n_bootstrap: int, seed: int, *, signed: bo
 
     def estimate(means: Means) -> Estimate:
         bounds = (-1.0 if signed else 0.0, 1.0)
-        draws = {"n_bootstrap": n_bootstrap, "seed": seed}
-        return mean_estimate(list(means.values()), list(means), bounds=bounds, **draws)  # type: ignore[arg-type]
+        return mean_estimate(list(means.values()), list(means), bounds=bounds, n_bootstrap=n_bootstrap, seed=seed)
 
     return difference(estimate(first), estimate(second)) if second else estimate(first)

@@ -168,12 +168,13 @@ def _few_shot(aims: Aims, rng: np.random.Generator) -> list[Asked]:
 
 def _in_context(aims: Aims, rng: np.random.Generator) -> list[Asked]:
     """A picture of what is asked for, with its name, stands among the earlier turns; the model need only compare."""
-    question, held = aims.concept.questions[0], {}
+    question = aims.concept.questions[0]
+    held: dict[str, Shown] = {}
     for shown in (*aims.target_train, *aims.control_train):
         held.setdefault(shown.name, shown)
     asked = []
     for kind, shown, about in pairs(aims):
-        example: Shown | None = held.get(about[0])
+        example = held.get(about[0])
         if example is None:
             continue
         # beside a foil, what is right stands among the examples too, as it does for whoever compares
