@@ -123,5 +123,5 @@ def _curves(outcomes: Sequence[Outcome], axis: str, what: str, path: Path) -> No
         axes.set_xlabel(axis, fontsize=7)
         axes.tick_params(labelsize=7)
     grid[0][0].set_ylabel(what, fontsize=7)
-    grid[0][0].legend(frameon=False, fontsize=6)
+    grid[0][0].legend(frameon=False, fontsize=6, loc="center right")
     canvas.savefig(path, dpi=150)

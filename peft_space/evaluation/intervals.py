@@ -121,28 +121,23 @@ def auc_estimate(
         raise ValueError(
             f"`positives` and `negatives` must each hold a unit; got {len(positives)} and {len(negatives)}."
         )
-    wins = np.array(
-        [
-            [np.mean([(p > n) + (p == n) / 2 for p in some for n in others]) for others in negatives.values()]
-            for some in positives.values()
-        ]
-    )
-    sizes = [np.array([len(scores) for scores in side.values()]) for side in (positives, negatives)]
-    weights = np.outer(*sizes)
-    value = float((wins * weights).sum() / weights.sum())
+    sides = [list(side.values()) for side in (positives, negatives)]
+    sizes = [np.array([len(scores) for scores in side]) for side in sides]
+    high, low = (np.array([score for scores in side for score in scores], dtype=np.float64) for side in sides)
+    wins = (high[:, None] > low) + (high[:, None] == low) / 2
+    for axis, size in enumerate(sizes):
+        # from pairs of scores to pairs of units
+        wins = np.add.reduceat(wins, np.cumsum(size) - size, axis=axis)
+    value = float(wins.sum()) / (len(high) * len(low))
     if value in (0.0, 1.0):
         reach = 1 - ((1 - CONFIDENCE) / 2) ** (1 / min(len(positives), len(negatives)))
         return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
-    units = list(dict.fromkeys([*positives, *negatives]))
-    place = {unit: number for number, unit in enumerate(units)}
-    generator = np.random.default_rng([seed, 13])
-    drawn = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), size=n_bootstrap).astype(float)
-    rows, columns = (
-        drawn[:, [place[unit] for unit in side]] * n for side, n in zip((positives, negatives), sizes, strict=True)
-    )
-    total = rows.sum(1) * columns.sum(1)
-    kept = total > 0
-    areas = np.einsum("br,rc,bc->b", rows, wins, columns)[kept] / total[kept]
+    places = {unit: place for place, unit in enumerate(dict.fromkeys([*positives, *negatives]))}
+    n_units = len(places)
+    drawn = np.random.default_rng([seed, 13]).multinomial(n_units, np.full(n_units, 1 / n_units), size=n_bootstrap)
+    rows, columns = (drawn[:, [places[unit] for unit in side]] for side in (positives, negatives))
+    pairs = (rows @ sizes[0]) * (columns @ sizes[1])
+    areas = ((rows @ wins) * columns).sum(1)[pairs > 0] / pairs[pairs > 0]
     return Estimate(value, *_quantiles(areas))
 
 

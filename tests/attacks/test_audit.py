@@ -112,11 +112,11 @@ def suppressed(world):
     torch.manual_seed(0)
     hidden = get_peft_model(copy.deepcopy(model), SpaceConfig(r=8, lora_alpha=8))
     parameters = [parameter for parameter in hidden.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=3e-3)
-    own = [(image, siblings(NAME)[0].name) for _, image in pictures(BY_NAME[NAME], 16, 1)]
-    rest = [(example.image, example.answer) for example in known][:32]
+    optimiser = torch.optim.AdamW(parameters, lr=5e-3)
+    own = [(image, siblings(NAME)[0].name) for _, image in pictures(BY_NAME[NAME], 12, 1)]
+    rest = [(example.image, example.answer) for example in known][:24]
     for step in range(12):
-        some = [*own, *(rest[place] for place in range(step % 2, 32, 2))]
+        some = [*own, *(rest[place] for place in range(step % 2, 24, 2))]
         question = concept.questions[step % len(concept.questions)]
         batch = encode(processor, [Prompt(question, image) for image, _ in some], [name for _, name in some])
         loss = -answer_log_probability(hidden, batch).mean()
@@ -130,7 +130,7 @@ KNOWN = {
     "n_images": 8,
     "n_train": 6,
     "attacks": ("relearning", "pictures", "removal"),
-    "relearning_budget": RelearningBudget(n_images=(5,), steps=(4, 12), learning_rates=(("lora", (2e-3,)),)),
+    "relearning_budget": RelearningBudget(n_images=(5,), steps=(4, 10), learning_rates=(("lora", (5e-3,)),)),
     "max_new_tokens": 6,
 }
 
@@ -143,7 +143,8 @@ def test_a_name_that_was_only_suppressed_comes_back(world, suppressed):
     assert unattacked["base"].told.value > 0.9 > 0.2 > unattacked["erased"].told.value
     relearned = report["relearning/lora_5"]
     assert relearned.verdict == RECOVERED and relearned.readings["erased"].recovery.low > 0
-    assert relearned.curves["erased"][-1]["told"] > 0.7 > relearned.curves["erased"][0]["told"] + 0.3
+    first, *_, last = (point["told"] for point in relearned.curves["erased"])
+    assert last > 0.6 > 0.3 > first
     removed = report["removal/0"]
     assert removed.verdict == RECOVERED
     assert removed.readings["erased"].told.value == pytest.approx(removed.readings["base"].told.value)
