@@ -74,7 +74,7 @@ def test_without_anything_to_aim_at_it_says_what_is_missing(erased, processor, c
     assert {key.split("/")[0] for key in report.unknown} == set(ATTACKS) and "pass `target_images`" in report.unknown[
         "relearning"
     ]
-    assert "pass `labelled`" in report.unknown["text"]
+    assert "pass `others`" in report.unknown["text"]
 
 
 def test_without_other_concepts_there_is_no_control(erased, processor, concept, public):
