@@ -144,9 +144,14 @@ def attack_rows(attacks: Any) -> list[dict[str, Any]]:
             for name, told in attacks.items()
         ]
     return [
-        {"name": row.get("name", "unnamed"), "figures": {k: v for k, v in row.items() if _is_number(v)}}
+        {"name": row.get("name", "unnamed"), "figures": {k: row[k] for k in _in_order(row) if _is_number(row[k])}}
         for row in attacks or []
     ]
+
+
+def _in_order(row: Mapping[str, Any]) -> list[str]:
+    """An audit's figures as it tells them, whatever order a file had them in."""
+    return sorted(row, key=lambda key: CARD_FIGURES.index(key) if key in CARD_FIGURES else len(CARD_FIGURES))
 
 
 def _is_number(value: Any) -> bool:

@@ -131,10 +131,10 @@ def suppressed(world):
 
 
 KNOWN = {
-    "n_images": 8,
+    "n_images": 12,
     "n_train": 6,
     "attacks": ("relearning", "pictures", "removal"),
-    "relearning_budget": RelearningBudget(n_images=(5,), steps=(4, 10), learning_rates=(("lora", (5e-3,)),)),
+    "relearning_budget": RelearningBudget(n_images=(5,), steps=(4, 12, 24), learning_rates=(("lora", (5e-3,)),)),
     "max_new_tokens": 6,
 }
 
