@@ -2,6 +2,7 @@
 
 from .adapter import base_fingerprint, export_lora, load_erasure, merge_and_save, save_erasure_adapter
 from .anchors import Anchors, FeatureIndex, index_images, select_anchors
+from .attacks import AuditReport, NoiseBudget, RelearningBudget, audit_erasure
 from .concepts import Concept, PublicImages, Retain, load_public_images
 from .erasure import ErasureResult, erase
 from .evaluation import ErasureReport, EvaluatedSet, Example, evaluate_erasure
@@ -13,6 +14,7 @@ from .tuner import SpaceConfig, SpaceModel, attach_subspace, bake, has_subspace,
 
 __all__ = [
     "Anchors",
+    "AuditReport",
     "Concept",
     "ErasureReport",
     "ErasureResult",
@@ -20,7 +22,9 @@ __all__ = [
     "Example",
     "FeatureIndex",
     "LeakReport",
+    "NoiseBudget",
     "PublicImages",
+    "RelearningBudget",
     "Retain",
     "RetainedSubspace",
     "SpaceConfig",
@@ -28,6 +32,7 @@ __all__ = [
     "SpaceTrainer",
     "SpaceTrainingArguments",
     "attach_subspace",
+    "audit_erasure",
     "bake",
     "base_fingerprint",
     "erase",

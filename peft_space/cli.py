@@ -494,6 +494,111 @@ def evaluate(
 
 
 @app.command()
+def audit(
+    adapter: AdapterArgument,
+    base: Annotated[str, typer.Option(metavar="ID_OR_PATH", help="The base that the adapter was made for.")],
+    concept: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The erased name. [default: the one the adapter tells]")
+    ] = None,
+    alias: AliasOption = None,
+    question: Annotated[
+        list[str] | None, typer.Option(help="How the erasure asked for the name beside a picture; repeatable.")
+    ] = None,
+    text_question: Annotated[
+        list[str] | None, typer.Option(help="What it asked in text; holds {name}; repeatable.")
+    ] = None,
+    other: Annotated[list[str] | None, typer.Option(help="Another concept's name; repeatable.")] = None,
+    oracle: Annotated[
+        str | None, typer.Option(metavar="ID_OR_PATH", help="A model trained like the base without the concept.")
+    ] = None,
+    target_images: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures of the concept, if there are any.")
+    ] = None,
+    public_images: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Any pictures: a folder, or a Hub data-set id.")
+    ] = None,
+    attacks: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="A kind of attack, or 'all'; repeatable. [default: all]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many public pictures.")] = None,
+    image_column: ColumnOption = "image",
+    split: SplitOption = "train",
+    n_images: Annotated[int | None, typer.Option(min=1, help="Measure on at most so many pictures of a kind.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Where to. [default: ADAPTER/audit]")
+    ] = None,
+    dtype: DtypeOption = Dtype.AUTO,
+    device: DeviceOption = None,
+    load_in_4bit: In4BitOption = False,
+    load_in_8bit: In8BitOption = False,
+    seed: SeedOption = 0,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Attack an erasure and see what stands; writes audit.json, audit.md and the adapter's model card."""
+    with _in_one_line(debug, MISUSED):
+        from . import load_erasure, load_public_images
+        from .attacks import ATTACKS, audit_erasure
+        from .concepts import Concept
+        from .evaluation.seen import anchors_of
+        from .hub import inspect_erasure, record_attacks
+        from .progress import Stages
+
+        _quiet_libraries()
+        kinds = [kind for kind in attacks or ("all",) if kind != "all"]
+        if unknown := set(kinds) - set(ATTACKS):
+            raise ValueError(f"`--attacks` must be 'all' or some of {', '.join(ATTACKS)}; got {sorted(unknown)}.")
+        where = _given(revision=revision, token=token)
+        names = [concept, *(alias or ())] if concept else inspect_erasure(adapter, **where)["concept"]
+        if not names or (concept is None and ", " in names[0]):
+            raise ValueError(
+                f"`--concept` must name one concept where the adapter does not; it tells {names[:1] or 'none'}."
+            )
+        asked = _given(questions=question, text_questions=text_question)
+        wanted = Concept(names[0], (*names[1:], *(() if concept else alias or ())), **asked)
+    display = view.StageDisplay()
+    stages = Stages(display)
+    with _in_one_line(debug, FAILED, display), display:
+        with stages.stage("model"):
+            loaded, processor = _loaded(base, dtype, device, load_in_4bit, load_in_8bit)
+            erased = load_erasure(loaded, adapter, **where)
+            taught = None if oracle is None else _loaded(oracle, dtype, device, load_in_4bit, load_in_8bit)[0]
+        public = target = None
+        with stages.stage("pictures"):
+            if public_images is not None:
+                public = load_public_images(public_images, limit=limit, image_column=image_column, split=split)
+            if target_images is not None:
+                target = load_public_images(target_images, image_column=image_column, split=split)
+            anchors = anchors_of(adapter, wanted, public)
+        report = audit_erasure(
+            erased,
+            processor,
+            wanted,
+            oracle=taught,
+            target_images=target,
+            public_images=public,
+            anchors=anchors,
+            attacks=kinds if kinds and "all" not in (attacks or ()) else "all",
+            seed=seed,
+            progress=display,
+            **_given(n_images=n_images, others=other),
+        )
+        local = Path(adapter).is_dir()
+        folder = report.save(output or (Path(adapter) / "audit" if local else Path("audit") / Path(adapter).name))
+        if local:
+            record_attacks(adapter, report.card_rows())
+    out = Console()
+    given = [pictures.skipped for pictures in (public, target) if pictures is not None]
+    _print(out, *(line for skipped in given for line in _skipped(skipped)))
+    out.print(report.table())
+    if report.unknown:
+        out.print(report.unknown_table())
+    card = " The model card of the adapter is up to date." if local else ""
+    _print(out, f"audit.json, audit.md and the figures are in {folder}.{card}")
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `erase` or `demo` saved.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: 'owner/name'; made if not there.")],

@@ -97,10 +97,23 @@ _NEUTRAL = "What is this?"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question, beside a picture or in text alone."""
+    """One question, beside a picture or in text alone.
+
+    Attributes:
+        question: what is asked.
+        image: the picture it is asked about.
+        shots: earlier turns, each a prompt of its own with the answer that was given to it. Needs a chat template.
+    """
 
     question: str
     image: Image.Image | None = None
+    shots: tuple[tuple[Prompt, str], ...] = ()
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All its pictures, those of the earlier turns first."""
+        own = [] if self.image is None else [self.image]
+        return [image for shot, _ in self.shots for image in shot.images] + own
 
 
 def check_multimodal(model: nn.Module) -> None:
@@ -180,11 +193,19 @@ def chat(processor: Any, prompt: Prompt) -> str:
     """The prompt as the model's own chat template writes it, ready for the answer.
 
     A processor without a template gets the bare question.
+
+    Raises:
+        ValueError: the prompt has earlier turns, and there is no template to write them.
     """
     template = _chat_template(processor)
     if template is not None:
         return processor.apply_chat_template(
-            [_user_turn(prompt)], chat_template=template, add_generation_prompt=True, tokenize=False
+            _turns(prompt), chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    if prompt.shots:
+        raise ValueError(
+            f"`prompts` with earlier turns need a chat template; {type(processor).__name__} has none. Do set its "
+            "`chat_template`, or ask without them."
         )
     if prompt.image is None:
         return f"{processor.tokenizer.bos_token or ''}{prompt.question}\n"
@@ -199,9 +220,15 @@ def _chat_template(processor: Any) -> Any:
     return processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
 
 
-def _user_turn(prompt: Prompt) -> dict[str, Any]:
+def _turns(prompt: Prompt) -> list[dict[str, Any]]:
+    """The prompt as messages, the earlier turns first."""
     content = [{"type": "image"}] if prompt.image is not None else []
-    return {"role": "user", "content": [*content, {"type": "text", "text": prompt.question}]}
+    earlier = [turn for shot, answer in prompt.shots for turn in (*_turns(shot), _answer_turn(answer))]
+    return [*earlier, {"role": "user", "content": [*content, {"type": "text", "text": prompt.question}]}]
+
+
+def _answer_turn(answer: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 
 def answer_tokens(processor: Any, prompt: Prompt, answer: str, end: bool = True) -> list[int]:
@@ -215,7 +242,7 @@ def answer_tokens(processor: Any, prompt: Prompt, answer: str, end: bool = True)
     if template is None:
         asked, told = "\n", ""
     else:
-        turns = [_user_turn(prompt), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        turns = [*_turns(prompt), _answer_turn(answer)]
         told = processor.apply_chat_template(turns, chat_template=template, tokenize=False)
     if not told.startswith(asked):
         # a template that writes a finished turn unlike the start of one: what follows the prompt is the bare answer
@@ -245,7 +272,7 @@ def encode(processor: Any, prompts: Sequence[Prompt], answers: Sequence[str] | N
     Raises:
         ValueError: some prompts have a picture and some have none.
     """
-    images = [prompt.image for prompt in prompts if prompt.image is not None]
+    images = [prompt.images for prompt in prompts if prompt.images]
     if images and len(images) != len(prompts):
         raise ValueError(f"`prompts` must all have a picture or all have none; got {len(images)} of {len(prompts)}.")
     texts = [chat(processor, prompt) for prompt in prompts]
@@ -255,7 +282,7 @@ def encode(processor: Any, prompts: Sequence[Prompt], answers: Sequence[str] | N
     options = {"return_tensors": "pt", "padding": True, "add_special_tokens": special}
     with _padding_left(processor.tokenizer):
         if images:
-            batch = dict(processor(text=texts, images=[[image] for image in images], **options))
+            batch = dict(processor(text=texts, images=images, **options))
             batch.pop("labels", None)
         else:
             batch = dict(processor.tokenizer(texts, **options))
@@ -338,7 +365,8 @@ def rows_at_a_time(model: nn.Module, processor: Any, prompts: Sequence[Prompt], 
     pictures = [prompt.image for prompt in prompts if prompt.image is not None]
     largest = max(pictures, key=lambda image: image.width * image.height, default=None)
     longest = max((prompt.question for prompt in prompts), key=len)
-    tokens = encode(processor, [Prompt(longest, largest)])["input_ids"].shape[1] + ANSWER_TOKENS
+    shots = max((prompt.shots for prompt in prompts), key=len)
+    tokens = encode(processor, [Prompt(longest, largest, shots)])["input_ids"].shape[1] + ANSWER_TOKENS
     width = base_of(model).get_input_embeddings().weight.shape[1]
     return max(1, min(most, BATCH_NUMBERS // (tokens * width)))
 
@@ -507,6 +535,41 @@ def answer_log_probability(model: nn.Module, batch: dict[str, Tensor], per_token
     labels = labels[:, -longest:]
     loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return -loss.sum(1) / (labels >= 0).sum(1) if per_token else -loss.sum(1)
+
+
+def hidden_states(
+    model: nn.Module, processor: Any, prompts: Sequence[Prompt], *, batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """What the language model holds of each prompt in every layer, before it answers.
+
+    Args:
+        prompts: all with a picture.
+
+    Returns:
+        The states at the prompt's last token, and their mean over the picture's tokens (that of a model without such
+        tokens in its prompt is over the one that stands for the picture); each `(layers + 1, len(prompts), d)` float32
+        on the CPU, the embeddings first.
+
+    Raises:
+        TypeError: the model does not give the states of its layers.
+    """
+    last: dict[int, Tensor] = {}
+    seen: dict[int, Tensor] = {}
+    with evaluating(model):
+        for indices in prompt_batches(model, processor, prompts, batch_size, "hidden states"):
+            batch = to_device(model, encode(processor, [prompts[i] for i in indices]))
+            out = speaker(model, batch)(**batch, output_hidden_states=True, use_cache=False, logits_to_keep=1)
+            if getattr(out, "hidden_states", None) is None:
+                raise TypeError(
+                    f"`model` must give the states of its layers; got {type(base_of(model)).__name__}, which does not."
+                )
+            states = torch.stack([layer.float() for layer in out.hidden_states])
+            image = (token_kinds(model, batch) == IMAGE).to(states)
+            pooled = torch.einsum("lbtd,bt->lbd", states, image) / image.sum(1).clamp(min=1)[:, None]
+            last |= dict(zip(indices, states[:, :, -1].cpu().unbind(1), strict=True))
+            seen |= dict(zip(indices, pooled.cpu().unbind(1), strict=True))
+    order = range(len(prompts))
+    return torch.stack([last[i] for i in order], dim=1), torch.stack([seen[i] for i in order], dim=1)
 
 
 def image_features(model: nn.Module, processor: Any, images: Sequence[Image.Image], *, batch_size: int = 64) -> Tensor:

@@ -280,3 +280,53 @@ def test_pictures_take_the_models_floating_type_and_ids_stay_whole(processor, ba
     assert batch["input_ids"].dtype == torch.int64
     assert vlm.log_likelihood(half, processor, prompts(True), ANSWERS).dtype == torch.float32
     assert vlm.image_features(half, processor, [picture(0)]).dtype == torch.float32
+
+
+def shot(seed: int) -> tuple[Prompt, str]:
+    return Prompt("Name it.", picture(seed)), "zorvex"
+
+
+def test_earlier_turns_stand_before_the_question_each_with_its_own_picture(processor, model):
+    prompt = Prompt("And this?", picture(0), (shot(1), (Prompt("A fruit?"), "a fig")))
+    asked = "<s><|user|><image>Name it.<|assistant|>zorvex</s><|user|>A fruit?<|assistant|>a fig</s>"
+    assert vlm.chat(processor, prompt) == f"{asked}<|user|><image>And this?<|assistant|>"
+    assert prompt.images == [prompt.shots[0][0].image, prompt.image]
+    batch = vlm.encode(processor, [prompt, Prompt("This?", picture(2), (shot(3),))], ["keltus", "brumok"])
+    pictures = processor.image_processor([*prompt.images, picture(3), picture(2)], return_tensors="pt")
+    assert torch.equal(batch["pixel_values"], pictures["pixel_values"])
+    assert "keltus" in processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0])
+    alone = vlm.log_likelihood(model, processor, [prompt], ["keltus"])
+    bare = vlm.log_likelihood(model, processor, [Prompt("And this?", picture(0))], ["keltus"])
+    assert not torch.allclose(alone, bare)
+
+
+def test_prompts_with_earlier_turns_share_batches_with_those_without(processor, model):
+    several = [
+        Prompt("This?", picture(0), (shot(1), shot(2))),
+        Prompt("This?", picture(3)),
+        Prompt("That?", picture(4)),
+    ]
+    together = vlm.log_likelihood(model, processor, several, ANSWERS)
+    apart = torch.cat([vlm.log_likelihood(model, processor, [p], [a]) for p, a in zip(several, ANSWERS, strict=True)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+
+
+def test_earlier_turns_need_a_template(processor, monkeypatch):
+    monkeypatch.setattr(processor, "chat_template", None)
+    with pytest.raises(ValueError, match="`prompts` with earlier turns need a chat template; LlavaProcessor has none"):
+        vlm.chat(processor, Prompt("This?", picture(0), (shot(1),)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_hidden_states_are_those_before_the_answer_and_of_the_picture(processor, model, batch_size):
+    asked = prompts(True)
+    last, seen = vlm.hidden_states(model, processor, asked, batch_size=batch_size)
+    layers, width = model.config.text_config.num_hidden_layers, model.config.text_config.hidden_size
+    assert last.shape == seen.shape == (layers + 1, 3, width)
+    text = f"<s><|user|><image>{asked[2].question}<|assistant|>"
+    batch = processor(text=[text], images=asked[2].image, return_tensors="pt")
+    with torch.no_grad():
+        states = torch.stack(model(**batch, output_hidden_states=True).hidden_states)[:, 0]
+    image = batch["input_ids"][0] == vlm.image_token_id(model)
+    torch.testing.assert_close(last[:, 2], states[:, -1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen[:, 2], states[:, image].mean(1), rtol=0, atol=1e-4)

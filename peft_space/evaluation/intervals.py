@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,64 @@ def halved_estimate(value: float, halves: Sequence[float]) -> Estimate:
     scatter = np.asarray(halves) - np.mean(halves)
     low, high = _quantiles(scatter)
     return Estimate(value, value + low, value + high)
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """One figure less another that was drawn independently, with the interval that their two intervals give.
+
+    Source: Zou and Donner 2008 (MOVER), which squares and adds the distances to the ends that matter; Newcombe 1998
+    for shares. Of two figures from the same pictures it is too wide rather than too narrow where they go together.
+    """
+    value = first.value - second.value
+    down = math.hypot(first.value - first.low, second.high - second.value)
+    up = math.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, value - down, value + up)
+
+
+def auc_estimate(
+    positives: Mapping[Hashable, Sequence[float]],
+    negatives: Mapping[Hashable, Sequence[float]],
+    *,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """The area under the ROC curve with its percentile bootstrap interval, drawn over units.
+
+    It is the chance that a positive scores higher than a negative; equal scores count half (Mann and Whitney 1947).
+    Where all positives are on one side of all negatives, the interval is as wide as the exact binomial one of as many
+    units as the smaller side has.
+
+    Args:
+        positives: scores by the unit, a picture, that they are about.
+        negatives: the same; a unit that is in both is drawn with both.
+        n_bootstrap: how often to draw.
+        seed: of the draws.
+
+    Raises:
+        ValueError: one side is empty.
+    """
+    if not positives or not negatives:
+        raise ValueError(
+            f"`positives` and `negatives` must each hold a unit; got {len(positives)} and {len(negatives)}."
+        )
+    sides = [list(side.values()) for side in (positives, negatives)]
+    sizes = [np.array([len(scores) for scores in side]) for side in sides]
+    high, low = (np.array([score for scores in side for score in scores], dtype=np.float64) for side in sides)
+    wins = (high[:, None] > low) + (high[:, None] == low) / 2
+    for axis, size in enumerate(sizes):
+        # from pairs of scores to pairs of units
+        wins = np.add.reduceat(wins, np.cumsum(size) - size, axis=axis)
+    value = float(wins.sum()) / (len(high) * len(low))
+    if value in (0.0, 1.0):
+        reach = 1 - ((1 - CONFIDENCE) / 2) ** (1 / min(len(positives), len(negatives)))
+        return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
+    places = {unit: place for place, unit in enumerate(dict.fromkeys([*positives, *negatives]))}
+    n_units = len(places)
+    drawn = np.random.default_rng([seed, 13]).multinomial(n_units, np.full(n_units, 1 / n_units), size=n_bootstrap)
+    rows, columns = (drawn[:, [places[unit] for unit in side]] for side in (positives, negatives))
+    pairs = (rows @ sizes[0]) * (columns @ sizes[1])
+    areas = ((rows @ wins) * columns).sum(1)[pairs > 0] / pairs[pairs > 0]
+    return Estimate(value, *_quantiles(areas))
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, float]:

@@ -1,8 +1,9 @@
 """Erasures on the Hugging Face Hub: what a repository holds, its model card, and keeping the erased name out of it."""
 
+from .audited import record_attacks
 from .card import build_card
 from .push import push_erasure
 from .redaction import verify_redacted
 from .summary import inspect_erasure
 
-__all__ = ["build_card", "inspect_erasure", "push_erasure", "verify_redacted"]
+__all__ = ["build_card", "inspect_erasure", "push_erasure", "record_attacks", "verify_redacted"]

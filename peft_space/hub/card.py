@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..attacks.report import CARD_FIGURES, KINDS
 from ..console import MARKS
 from ..tuner import SpaceConfig
 from .redaction import HASH_KEY
@@ -119,7 +120,9 @@ def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
 def fixed_words() -> str:
     """Every text that a repository may hold whatever was erased."""
     settings = [str(word) for f in fields(SpaceConfig) for word in (f.name, f.default) if isinstance(word, str)]
-    return "\n".join([_TEMPLATE.read_text(encoding="utf-8"), _SAID, *MARKS, *MARKS.values(), *TAGS, *settings])
+    attacks = [*KINDS.values(), *CARD_FIGURES]
+    said = [_TEMPLATE.read_text(encoding="utf-8"), _SAID, *MARKS, *MARKS.values(), *TAGS]
+    return "\n".join([*said, *attacks, *settings])
 
 
 def _result(kind: str, dataset: str, metric: str, label: str, value: float) -> EvalResult:
@@ -141,9 +144,14 @@ def attack_rows(attacks: Any) -> list[dict[str, Any]]:
             for name, told in attacks.items()
         ]
     return [
-        {"name": row.get("name", "unnamed"), "figures": {k: v for k, v in row.items() if _is_number(v)}}
+        {"name": row.get("name", "unnamed"), "figures": {k: row[k] for k in _in_order(row) if _is_number(row[k])}}
         for row in attacks or []
     ]
+
+
+def _in_order(row: Mapping[str, Any]) -> list[str]:
+    """An audit's figures as it tells them, whatever order a file had them in."""
+    return sorted(row, key=lambda key: CARD_FIGURES.index(key) if key in CARD_FIGURES else len(CARD_FIGURES))
 
 
 def _is_number(value: Any) -> bool:

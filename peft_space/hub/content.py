@@ -143,8 +143,8 @@ def write_repository(
             "`with_images` needs the anchors' pictures, which a model does not hold; got True. Do pass what `erase` "
             "returned or the folder that it saved, or leave it out."
         )
-    config, report = copy.copy(publication.config), _without_paths(publication.report)
-    base, label = _public_base(config, base_model)
+    config, report = copy.copy(publication.config), without_paths(publication.report)
+    base, label = public_base(config, base_model)
     anchors = report.pop("anchor_images", None)
     redaction, hashed = None, None
     if redact is not False:
@@ -194,7 +194,7 @@ def is_local(name: str) -> bool:
     return name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name or Path(name).exists()
 
 
-def _public_base(config: SpaceConfig, base_model: str | None) -> tuple[str | None, str | None]:
+def public_base(config: SpaceConfig, base_model: str | None = None) -> tuple[str | None, str | None]:
     """The base's Hub id, if it has one, and what it is called.
 
     A folder's name is no id: on the Hub, it may be that of another model.
@@ -205,7 +205,8 @@ def _public_base(config: SpaceConfig, base_model: str | None) -> tuple[str | Non
     return known, known
 
 
-def _without_paths(report: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report as it may leave this machine."""
     kept = copy.deepcopy(dict(report))
     if isinstance(kept.get("adapter"), dict):
         kept["adapter"].pop("path", None)
