@@ -42,10 +42,12 @@ def estimate(rows: Rows, mark: str) -> Estimate:
 
 def points(by_method: Mapping[str, Rows], mark: str) -> dict[str, tuple[float, float]]:
     """Each method's forget accuracy and retention, means over runs."""
-    return {
-        name: (round(float(values(rows, "forget").mean()), 6), round(float(values(rows, mark).mean()), 6))
-        for name, rows in by_method.items()
-    }
+    return {name: _point(values(rows, "forget").mean(), values(rows, mark).mean()) for name, rows in by_method.items()}
+
+
+def _point(forget: float, kept: float) -> tuple[float, float]:
+    # what is equal but for rounding is equal
+    return round(float(forget), 6), round(float(kept), 6)
 
 
 def share_on_front(by_method: Mapping[str, Rows], name: str, mark: str, n_bootstrap: int = 1000) -> float:
@@ -63,7 +65,7 @@ def share_on_front(by_method: Mapping[str, Rows], name: str, mark: str, n_bootst
     hits = 0
     for picks in drawn:
         means = {method: table[picks].sum(0) for method, table in sums.items()}
-        hits += name in on_front({method: (m[0] / m[2], m[1] / m[2]) for method, m in means.items()})
+        hits += name in on_front({method: _point(m[0] / m[2], m[1] / m[2]) for method, m in means.items()})
     return hits / n_bootstrap
 
 

@@ -33,7 +33,7 @@ def without_direction(weight: Tensor, direction: Tensor, strength: float) -> Ten
         weight: `(out, in)`, or a bias `(out,)`.
         direction: unit norm, `(out,)`.
     """
-    return weight - strength * torch.tensordot(direction, direction @ weight, dims=0)
+    return weight - strength * direction.view(-1, *[1] * (weight.ndim - 1)) * (direction @ weight)
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+import copy
 import functools
 import math
 
@@ -7,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
-from peft_space import SpaceTrainingArguments, testbed
+from peft_space import SpaceTrainingArguments
 from peft_space.testbed.bestiary import creature, random_scene
 from peft_space.testbed.drawing import draw
 from peft_space.tuner import default_targets
@@ -97,15 +98,26 @@ def test_at_the_start_nothing_has_moved(batch):
     assert not batch.forgotten_before.logits.requires_grad and batch.forgotten.logits.requires_grad
 
 
+@pytest.fixture(scope="module")
+def knowing(base, processor, concept, forget, retain):
+    """A model that has learned the name of its pictures, and what must stay: there is something to forget."""
+    learn = Method(methods.learn_both, ())
+    ((_, model),) = training.train(
+        copy.deepcopy(base), processor, concept, learn, forget, retain, learning_rate=1e-2, steps=(20,), seed=1
+    )
+    assert levels(model, processor, forget)[0] > -0.5
+    return model.merge_and_unload()
+
+
 @pytest.fixture
-def trained(model, processor, concept, monkeypatch):
-    """A short training in small batches; gives the model and what it was taught."""
+def trained(knowing, processor, concept, monkeypatch):
+    """A short training in small batches: shows the model at some steps."""
     small = functools.partial(SpaceTrainingArguments, per_device_train_batch_size=8, warmup_steps=0)
     monkeypatch.setattr(training, "SpaceTrainingArguments", small)
 
     def run(method, forget, retain, steps=(8,), rate=5e-3):
         return training.train(
-            model, processor, concept, method, forget, retain, learning_rate=rate, steps=steps, seed=0
+            copy.deepcopy(knowing), processor, concept, method, forget, retain, learning_rate=rate, steps=steps, seed=0
         )
 
     return run
@@ -160,13 +172,10 @@ def test_rmu_turns_states_to_a_random_direction_and_holds_the_others(trained, pr
     assert (kept - kept_before).norm(dim=1).mean() < 0.5 * (now - before).norm(dim=1).mean()
 
 
-def test_a_step_of_a_long_training_is_the_end_of_a_short_one(trained, processor, base_folder, forget, retain, concept):
+def test_a_step_of_a_long_training_is_the_end_of_a_short_one(trained, processor, forget, retain):
     method = DATA_DEPENDENT["GradDiff"]
     long = {steps: levels(model, processor, forget)[0] for steps, model in trained(method, forget, retain, (2, 4))}
-    fresh = testbed.load(base_folder)[0]
-    ((_, short),) = training.train(
-        fresh, processor, concept, method, forget, retain, learning_rate=5e-3, steps=(2,), seed=0
-    )
+    ((_, short),) = trained(method, forget, retain, (2,))
     assert levels(short, processor, forget)[0] == pytest.approx(long[2], abs=1e-4)
     assert long[4] != pytest.approx(long[2], abs=1e-3)
 
