@@ -36,16 +36,25 @@ def write(output: Path, rows: list[Any]) -> None:
 
 
 def gather(
-    run: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], output: Path, rows: list[Any], processes: int
+    run: Callable[..., Any],
+    jobs: Iterable[tuple[Any, ...]],
+    output: Path,
+    rows: list[Any],
+    processes: int,
+    runs_a_process: int = 1,
 ) -> Iterator[Any]:
     """Calls `run(*job)` for each job, and appends what comes back to `rows` and to `output` as soon as it is there.
 
     One thread a process: two processes of one thread are faster than one of two. A process a run: its peak memory is
-    its own, and nothing is left over from the run before.
+    its own, and nothing is left over from the run before. Where runs are short and many, several a process save the
+    time that it takes to start one.
     """
+    waiting = list(jobs)
+    if not waiting:
+        return
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
-        for row in pool.imap_unordered(_call, [(run, job) for job in jobs]):
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=runs_a_process) as pool:
+        for row in pool.imap_unordered(_call, [(run, job) for job in waiting]):
             rows.append(row)
             write(output, rows)
             yield row
