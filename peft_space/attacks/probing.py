@@ -113,7 +113,8 @@ def out_of_fold(
         yes = labels[kept]
         target = torch.where(yes, len(yes) / yes.sum(), -len(yes) / (~yes).sum())
         gram = fitted @ fitted.T
-        gram.diagonal().add_(ridge * gram.diagonal().mean())
+        # where all prompts end alike, the embedding of their last token is the same for all, and tells nothing
+        gram.diagonal().add_((ridge * gram.diagonal().mean()).clamp(min=1e-6))
         scores[~kept] = asked @ (fitted.T @ torch.linalg.solve(gram, target.to(fitted)))
     return scores
 

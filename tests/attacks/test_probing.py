@@ -39,6 +39,11 @@ def test_scale_and_offset_of_a_dimension_make_no_difference():
     assert out_of_fold(other, labels).allclose(out_of_fold(features, labels), atol=1e-2)
 
 
+def test_states_that_are_all_the_same_tell_nothing():
+    labels = [True] * 6 + [False] * 6
+    assert auc(out_of_fold(torch.ones(12, 4), torch.tensor(labels)), labels) == 0.5
+
+
 def test_a_class_of_two_is_fitted_in_two_folds():
     features, _ = drawn(12, 4, 0.0)
     labels = torch.tensor([True, True, *[False] * 10])
