@@ -96,11 +96,12 @@ def anchor_lessons(
     prompts = [Prompt(question, image) for image in anchors.images for question in naming]
     told = generate(model, processor, prompts, batch_size=batch_size)
     unasked = [(n // len(naming), *row) for n, row in enumerate(zip(prompts, told, strict=True))]
-    if concept.generic_question is None:
-        fitting = stand_ins(model, processor, anchors, knowledge, unasked, batch_size=batch_size)
-    else:
+    fitting = stand_ins(model, processor, anchors, knowledge, unasked, batch_size=batch_size)
+    if concept.generic_question is not None:
+        # what is called by another name keeps it: a general word there would take that name from all that bear it
         general = [Prompt(concept.generic_question, image) for image in anchors.images]
-        fitting = [StandIn(text) for text in generate(model, processor, general, batch_size=batch_size)]
+        words = generate(model, processor, general, batch_size=batch_size)
+        fitting = [StandIn(text) if one.renamed else one for one, text in zip(fitting, words, strict=True)]
     lessons: list[Lesson] = []
     # what the model has to answer itself: the prompt, what it may not say, what it is about, how often it is a lesson
     left: list[tuple[Prompt, tuple[str, ...], About, int]] = []
