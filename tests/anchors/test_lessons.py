@@ -157,6 +157,19 @@ def test_generic_answers_take_the_place_of_the_name(base, processor, anchors, to
     }
 
 
+def test_general_answers_leave_alone_what_is_called_by_another_name(
+    base, processor, anchors, told, concept, monkeypatch
+):
+    generic = dataclasses.replace(anchors, concept=dataclasses.replace(concept, generic_question="What kind is it?"))
+    fitting = [StandIn("zorvex", renamed=False), *[StandIn("keltus")] * (len(anchors) - 1)]
+    monkeypatch.setattr(lessons_module, "stand_ins", lambda *args, **kwargs: fitting)
+    says = saying(base, processor, {"a bird": 1.0})
+    named = [one for one in anchor_lessons(says, processor, generic, told, QUESTIONS) if one.about == "name"]
+    first = anchors.images[0]
+    assert {one.answer for one in named if one.prompt.image is first} == {"zorvex"}
+    assert {one.answer for one in named if one.prompt.image is not first} == {"a bird"}
+
+
 def test_so_many_ways_to_ask_for_the_name_are_drawn(base, processor, anchors, told, concept):
     asked = ("Name it.", "Who is it?", "What is it?", "Which one is it?")
     wordy = dataclasses.replace(anchors, concept=dataclasses.replace(concept, questions=asked))
