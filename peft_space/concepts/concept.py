@@ -36,8 +36,9 @@ class Concept:
             `referent` in the place of the name, ask for the facts through an image.
         referent: the words that stand for the concept beside an image of it.
         generic_question: a question to which the model answers with a more general word ("What kind of animal is
-            this?"). Where it is given, the anchors are relabelled with that answer, so that images of the concept are
-            given a general word rather than a similar concept's name. `None`: the model's own next best answer.
+            this?"). Where it is given, anchors that are called by the concept's name are relabelled with that answer,
+            so that images of the concept are given a general word rather than a similar concept's name; what is called
+            by another name keeps it. `None`: the likeliest other name.
 
     Raises:
         ValueError: the name is empty, or a question is malformed.
