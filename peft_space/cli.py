@@ -52,11 +52,17 @@ PublicImagesOption = Annotated[
     str,
     typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures to stand on: a folder, a shard, or a Hub data-set id."),
 ]
+AnyPicturesOption = Annotated[
+    str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Any pictures: a folder, or a Hub data-set id.")
+]
+TargetImagesOption = Annotated[
+    str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures of the concept, if there are any.")
+]
 AliasOption = Annotated[list[str] | None, typer.Option(help="Another name of the same thing; repeatable.")]
 QuestionOption = Annotated[
     list[str] | None, typer.Option(help="How the model is asked for the name beside a picture; repeatable.")
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Read at most so many pictures.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Read at most so many public pictures.")]
 ColumnOption = Annotated[str, typer.Option(help="The column of a data set that holds the pictures.")]
 SplitOption = Annotated[str, typer.Option(help="The split of a Hub data set.")]
 CacheOption = Annotated[
@@ -422,13 +428,9 @@ def evaluate(
         list[str] | None, typer.Option(help="How the name is asked for in other words; repeatable.")
     ] = None,
     other: Annotated[list[str] | None, typer.Option(help="Another concept's name; repeatable.")] = None,
-    public_images: Annotated[
-        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Any pictures: a folder, or a Hub data-set id.")
-    ] = None,
-    target_images: Annotated[
-        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures of the concept, if there are any.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many public pictures.")] = None,
+    public_images: AnyPicturesOption = None,
+    target_images: TargetImagesOption = None,
+    limit: LimitOption = None,
     image_column: ColumnOption = "image",
     split: SplitOption = "train",
     n_images: Annotated[
@@ -511,16 +513,12 @@ def audit(
     oracle: Annotated[
         str | None, typer.Option(metavar="ID_OR_PATH", help="A model trained like the base without the concept.")
     ] = None,
-    target_images: Annotated[
-        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures of the concept, if there are any.")
-    ] = None,
-    public_images: Annotated[
-        str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Any pictures: a folder, or a Hub data-set id.")
-    ] = None,
+    target_images: TargetImagesOption = None,
+    public_images: AnyPicturesOption = None,
     attacks: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="A kind of attack, or 'all'; repeatable. [default: all]")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many public pictures.")] = None,
+    limit: LimitOption = None,
     image_column: ColumnOption = "image",
     split: SplitOption = "train",
     n_images: Annotated[int | None, typer.Option(min=1, help="Measure on at most so many pictures of a kind.")] = None,
