@@ -159,6 +159,7 @@ def test_a_name_that_was_only_suppressed_comes_back(world, suppressed):
 def test_a_broken_model_is_not_taken_for_a_robust_one(world):
     model, processor, concept, target, known = world
     broken = copy.deepcopy(model)
+    torch.manual_seed(0)
     with torch.no_grad():
         for layer in broken.model.language_model.layers:
             layer.mlp.down_proj.weight.normal_(std=0.2)
