@@ -166,7 +166,9 @@ def test_a_broken_model_is_not_taken_for_a_robust_one(world):
     options = KNOWN | {"attacks": ("quantisation", "pictures", "membership")}
     report = audit(broken, processor, concept, base=model, target_images=target, labelled=known, **options)
     assert report.unattacked.readings["erased"].told.value < 0.2
-    assert report.outcomes and not {outcome.verdict for outcome in report.outcomes} - {NOT_JUDGED}
+    # noise may lean to the name by chance, which is told; what can be asked for names has a control that fails
+    assert report.outcomes and ROBUST not in {outcome.verdict for outcome in report.outcomes}
+    assert {one.verdict for one in report.outcomes if one.kind != "membership"} == {NOT_JUDGED}
 
 
 @pytest.mark.slow
