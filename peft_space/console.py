@@ -122,6 +122,16 @@ def figures_table(figures: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def reasons_table(title: str, what: str, reasons: Mapping[str, str]) -> Table:
+    """Why each of some things was left out; `what` heads the column of their names."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(what)
+    table.add_column("why")
+    for name, why in reasons.items():
+        table.add_row(Text(name), Text(why))
+    return table
+
+
 def facts_table(facts: Mapping[str, Any]) -> Table:
     """What an adapter says of itself, as `hub.inspect_erasure` gives it; what is not known is said to be so."""
 

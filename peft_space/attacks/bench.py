@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,3 @@ class Bench:
         elif not self.aims.control or len(self.aims.control_train) < train:
             self.unknown[kind] = NEEDS_CONTROL
         return kind in self.unknown
-
-
-Kind = Callable[[Bench], None]

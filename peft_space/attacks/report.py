@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..adapter import whole_folder
-from ..evaluation.intervals import CONFIDENCE, Estimate
+from ..console import reasons_table
+from ..evaluation.intervals import CONFIDENCE
 from ..report import write_json
 from .figures import FIGURES, plots
 from .outcome import AS_ORACLE, NOT_JUDGED, ROBUST, UNSURE, VERDICTS, Outcome
@@ -183,7 +184,7 @@ class AuditReport:
             table.add_column(column, justify="right")
         table.add_column("verdict")
         for outcome in (*([self.unattacked] if self.unattacked else []), *self.outcomes):
-            told = [_told(outcome.readings[side].told) if side in outcome.readings else "" for side in self.sides]
+            told = [outcome.readings[side].told.told(2) if side in outcome.readings else "" for side in self.sides]
             control = outcome.readings[ERASED].control
             label = Text(f"{outcome.kind}: {outcome.label}" if outcome.kind in KINDS else outcome.label)
             table.add_row(label, *told, "" if control is None else f"{control.value:.2f}", Text(outcome.verdict))
@@ -191,12 +192,7 @@ class AuditReport:
 
     def unknown_table(self) -> Table:
         """What was not run and why, for `rich`."""
-        table = Table(title="what was not run", title_justify="left")
-        table.add_column("attack")
-        table.add_column("why")
-        for what, why in self.unknown.items():
-            table.add_row(Text(what), Text(why))
-        return table
+        return reasons_table("what was not run", "attack", self.unknown)
 
 
 def _table(outcomes: list[Outcome], sides: tuple[str, ...]) -> list[str]:
@@ -204,8 +200,8 @@ def _table(outcomes: list[Outcome], sides: tuple[str, ...]) -> list[str]:
     lines = ["| attack | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for outcome in outcomes:
         erased = outcome.readings[ERASED]
-        cells = [_told(outcome.readings[side].told) if side in outcome.readings else "" for side in sides]
-        cells.append("" if erased.recovery is None else _told(erased.recovery))
+        cells = [outcome.readings[side].told.told(2) if side in outcome.readings else "" for side in sides]
+        cells.append("" if erased.recovery is None else erased.recovery.told(2))
         for side in (BASE, ERASED):
             control = outcome.readings[side].control
             cells.append("" if control is None else f"{control.value:.2f}")
@@ -215,9 +211,3 @@ def _table(outcomes: list[Outcome], sides: tuple[str, ...]) -> list[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _told(estimate: Estimate) -> str:
-    if estimate.low != estimate.low:
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"

@@ -25,6 +25,12 @@ class Estimate:
     low: float
     high: float
 
+    def told(self, digits: int = 3) -> str:
+        """`0.125 [0.031, 0.250]`; without the interval where there is none."""
+        if self.low != self.low:
+            return f"{self.value:.{digits}f}"
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
 
 def mean_estimate(
     values: Sequence[float],

@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from ..console import reasons_table
 from ..report import write_json
 from .intervals import CONFIDENCE, Estimate, mean_estimate
 
@@ -208,18 +209,13 @@ class ErasureReport:
         table.add_column("n", justify="right")
         table.add_column("data")
         for figure in self.figures.values():
-            base = "" if figure.base is None else _told(figure.base)
-            table.add_row(Text(figure.label), base, _told(figure.erased), f"{figure.n}/{figure.units}", figure.data)
+            base = "" if figure.base is None else figure.base.told()
+            table.add_row(Text(figure.label), base, figure.erased.told(), f"{figure.n}/{figure.units}", figure.data)
         return table
 
     def unknown_table(self) -> Table:
         """What is not known and why, for `rich`."""
-        table = Table(title="what is not known", title_justify="left")
-        table.add_column("what")
-        table.add_column("why")
-        for what, why in self.unknown.items():
-            table.add_row(Text(what), Text(why))
-        return table
+        return reasons_table("what is not known", "what", self.unknown)
 
     def plot_collateral(self, path: str | os.PathLike[str]) -> Path:
         """Draws the collateral curve; the file's ending says how. Legible in black and white.
@@ -261,10 +257,3 @@ class ErasureReport:
         path = Path(path)
         canvas.savefig(path, dpi=150)
         return path
-
-
-def _told(estimate: Estimate) -> str:
-    """`0.125 [0.031, 0.250]`."""
-    if estimate.low != estimate.low:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
