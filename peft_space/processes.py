@@ -191,8 +191,8 @@ def check_joined(args: TrainingArguments) -> None:
     n_processes = place()[1]
     if args.world_size != n_processes:
         raise ValueError(
-            f"`args` must know of all {n_processes} processes; got settings for {args.world_size}. On CPUs set the "
-            "environment variable ACCELERATE_USE_CPU=true for the launch, or pass `use_cpu=True`."
+            f"`args` must know of all {n_processes} processes; got settings for {args.world_size}. Where "
+            "the processes are on CPUs, pass `use_cpu=True`."
         )
 
 

@@ -1,53 +1,39 @@
-"""Runs a test module in several CPU processes at a time, in the environment that torchrun gives them."""
+"""Runs a test module in several CPU processes at a time, as `accelerate launch` starts them."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 PROCESSES = 2
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one process left: its exit status and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-
-def launch(module: str, *arguments: str | Path, timeout: float = 500) -> list[Run]:
+def launch(module: str, *arguments: str | Path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """`python -m module arguments` in each of `PROCESSES`, which know each other; none outlives the call."""
-    environment = os.environ | {
-        "WORLD_SIZE": str(PROCESSES),
-        "LOCAL_WORLD_SIZE": str(PROCESSES),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(20_000 + os.getpid() % 20_000),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
+    # "multi_gpu" is what starts several processes by torchrun; "cpu" starts one where there is no MPI
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(PROCESSES)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(20_000 + os.getpid() % 20_000)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [*command, "--module", module, *map(str, arguments)],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        said = [process.communicate(timeout=timeout) for process in processes]
+        said = process.communicate(timeout=timeout)
     finally:
-        for process in processes:
-            process.kill()
-    return [Run(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
 def rank() -> int:

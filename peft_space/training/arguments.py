@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -51,6 +52,8 @@ class SpaceTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log entries."})
 
     def __post_init__(self) -> None:
+        # else several processes on CPUs would each take themselves to be alone
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         for name in ("lambda_anchor", "lambda_diversity", "dose_share", "dose_slack"):
             if getattr(self, name) < 0:

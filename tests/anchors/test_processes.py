@@ -51,8 +51,8 @@ def test_two_processes_find_what_one_finds(tmp_path):
     (tmp_path / "pictures").mkdir()
     for number, image in enumerate(testbed.public_images("narril", 80).images):
         image.save(tmp_path / "pictures" / f"{number:02d}.png")
-    runs = launch(__name__, tmp_path)
-    assert not any(run.status for run in runs), "\n".join(run.err[-2000:] for run in runs)
+    launched = launch(__name__, tmp_path)
+    assert not launched.returncode, launched.stderr[-6000:]
     alone = run(tmp_path, 0, 1)
     found = [torch.load(tmp_path / f"found{rank}") for rank in range(PROCESSES)]
     assert sum(one["computed"] for one in found) == alone["computed"] == 80

@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, processor = testbed.load()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         told["indexing"] = indexing(model, processor, options.pictures, options.repeats, Path(scratch))
-    told["statistics"] = statistics_pass(model, processor, max(BATCH, options.pictures // 8), options.repeats)
+    told["statistics"] = statistics_pass(model, processor, options.pictures, options.repeats)
     write_json(options.output, told)
     print(json.dumps(told, indent=2))
 
