@@ -6,6 +6,7 @@ from .attacks import AuditReport, NoiseBudget, RelearningBudget, audit_erasure
 from .concepts import Concept, PublicImages, Retain, load_public_images
 from .erasure import ErasureResult, erase
 from .evaluation import ErasureReport, EvaluatedSet, Example, evaluate_erasure
+from .figures import plot_erasure
 from .hub import inspect_erasure, push_erasure, verify_redacted
 from .loading import load_base
 from .subspace import LeakReport, RetainedSubspace, fit_retained_subspace, leak, leak_between
@@ -48,6 +49,7 @@ __all__ = [
     "load_erasure",
     "load_public_images",
     "merge_and_save",
+    "plot_erasure",
     "push_erasure",
     "save_erasure_adapter",
     "scale_adapter",

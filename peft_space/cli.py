@@ -705,6 +705,9 @@ def inspect(
     revision: RevisionOption = None,
     token: TokenOption = None,
     json_file: JsonOption = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Draw the report's figures here.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Tell what an erasure adapter erases, from which base, and what was measured. Loads no model."""
@@ -719,6 +722,10 @@ def inspect(
             facts["name_verified"] = verify_redacted(adapter, name, **where)
         if json_file is not None:
             write_json(json_file, facts)
+        if plots is not None:
+            from .figures import plot_erasure
+
+            plot_erasure(adapter, plots, **where)
     out = Console()
     out.print(view.facts_table(facts))
     if facts["figures"]:

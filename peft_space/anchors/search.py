@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from .index import FeatureIndex
 
 _SLACK = 64
 _BINS = 4096
+_AT_ONCE = 16384
+"""So many cosines are looked through together: a part's own are too few to be worth it."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,27 @@ def nearest(index: FeatureIndex, concept: Tensor, k: int) -> Nearest:
     # (x - mean) @ concept in two terms is off by rounding: some more are taken, and then looked at closely
     best, places = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     counts = torch.zeros(_BINS, dtype=torch.long)
-    for start, features, distances in index.chunks():
-        cosine = (features @ concept).sub_(common).div_(distances.clamp(min=1e-12))
+    for start, cosine in _cosines(index, concept, common):
         counts += tally(cosine)
         top = cosine.topk(min(k + _SLACK, len(cosine)))
         best, places = torch.cat([best, top.values]), torch.cat([places, top.indices + start])
         keep = best.topk(min(k + _SLACK, len(best))).indices
         best, places = best[keep], places[keep]
     return rescored(index, concept, places, k, counts)
+
+
+def _cosines(index: FeatureIndex, concept: Tensor, common: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Cosines of some thousands of images that follow each other, and the place of the first."""
+    dots, distances, first, end = [], [], 0, 0
+    for start, features, away in index.chunks():
+        dots.append(features @ concept)
+        distances.append(away)
+        end = start + len(away)
+        if end - first >= _AT_ONCE:
+            yield first, (torch.cat(dots) - common) / torch.cat(distances).clamp(min=1e-12)
+            dots, distances, first = [], [], end
+    if dots:
+        yield first, (torch.cat(dots) - common) / torch.cat(distances).clamp(min=1e-12)
 
 
 def tally(cosine: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..canvas import canvas
 from .outcome import Outcome
 from .sides import BASE, ERASED, ORACLE
 
@@ -28,10 +29,7 @@ def plots(outcomes: Sequence[Outcome]) -> dict[str, Callable[[Path], None]]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: `pip install 'peft-space[plots]'`.") from error
+    canvas(1, 1)  # without matplotlib nothing of what follows can be drawn
     found: dict[str, Callable[[Path], None]] = {}
     if outcomes:
         found[FIGURES[0]] = lambda path: _attacks(outcomes, path)
@@ -46,16 +44,10 @@ def _drawer(outcomes: Sequence[Outcome], axis: str, what: str) -> Callable[[Path
     return lambda path: _curves(outcomes, axis, what, path)
 
 
-def _canvas(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _attacks(outcomes: Sequence[Outcome], path: Path) -> None:
     """Every attack on a line: what came out of each model, with intervals; a cross is the erased model's control."""
-    canvas = _canvas(8, 1.2 + 0.24 * len(outcomes))
-    axes = canvas.subplots()
+    page = canvas(8, 1.2 + 0.24 * len(outcomes))
+    axes = page.subplots()
     for side, (marker, fill) in _MARKS.items():
         some = [(place, o.readings[side].told) for place, o in enumerate(outcomes) if side in o.readings]
         if not some:
@@ -84,14 +76,14 @@ def _attacks(outcomes: Sequence[Outcome], path: Path) -> None:
     axes.legend(
         frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 1 + 0.9 / (1 + len(outcomes) / 4)), ncols=4
     )
-    canvas.savefig(path, dpi=150)
+    page.savefig(path, dpi=150)
 
 
 def _curves(outcomes: Sequence[Outcome], axis: str, what: str, path: Path) -> None:
     columns = min(4, len(outcomes))
     rows = -(-len(outcomes) // columns)
-    canvas = _canvas(1 + 2.6 * columns, 0.6 + 2.2 * rows)
-    grid = canvas.subplots(rows, columns, squeeze=False, sharey=True)
+    page = canvas(1 + 2.6 * columns, 0.6 + 2.2 * rows)
+    grid = page.subplots(rows, columns, squeeze=False, sharey=True)
     for place, axes in enumerate(grid.flat):
         if place >= len(outcomes):
             axes.set_axis_off()
@@ -124,4 +116,4 @@ def _curves(outcomes: Sequence[Outcome], axis: str, what: str, path: Path) -> No
         axes.tick_params(labelsize=7)
     grid[0][0].set_ylabel(what, fontsize=7)
     grid[0][0].legend(frameon=False, fontsize=6, loc="center right")
-    canvas.savefig(path, dpi=150)
+    page.savefig(path, dpi=150)

@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from ..canvas import canvas
 from ..console import reasons_table
 from ..report import write_json
 from .intervals import CONFIDENCE, Estimate, mean_estimate
@@ -227,12 +228,8 @@ class ErasureReport:
         if self.collateral is None:
             why = self.unknown.get("collateral", "none was measured")
             raise ValueError(f"`plot_collateral` needs a report with a collateral curve; got none: {why}")
-        try:
-            from matplotlib.figure import Figure as Canvas
-        except ImportError as error:
-            raise ImportError("`plot_collateral` needs matplotlib: `pip install 'peft-space[plots]'`.") from error
-        canvas = Canvas(figsize=(6, 3.6), layout="constrained")
-        axes = canvas.subplots()
+        page = canvas(6, 3.6)
+        axes = page.subplots()
         for near, marker, fill in ((True, "s", "black"), (False, "o", "white")):
             some = [point for point in self.collateral.points if point.near is near]
             if not some:
@@ -255,5 +252,5 @@ class ErasureReport:
         axes.set_ylabel(self.collateral.measure)
         axes.legend(frameon=False)
         path = Path(path)
-        canvas.savefig(path, dpi=150)
+        page.savefig(path, dpi=150)
         return path

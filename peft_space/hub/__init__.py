@@ -4,6 +4,6 @@ from .audited import record_attacks
 from .card import build_card
 from .push import push_erasure
 from .redaction import verify_redacted
-from .summary import inspect_erasure
+from .summary import inspect_erasure, read_report
 
-__all__ = ["build_card", "inspect_erasure", "push_erasure", "record_attacks", "verify_redacted"]
+__all__ = ["build_card", "inspect_erasure", "push_erasure", "read_report", "record_attacks", "verify_redacted"]

@@ -26,10 +26,10 @@ dataset split id index cosine log_likelihood keep erase dose reached leak budget
 name, not asked for; fact through the image; fact in text; what should stay; format pt record concept parts language
 vision projector base_fingerprint weights config revision scrypt salt digests kdf transformers LORA null true false
 anchors steps stopped monitor_tied gauges readings losses kept_rank spectral_entropy seconds peak_memory_mib before
-after adapter seed text_knowledge about reference levels step mean max public_images skipped passed monitor
-recognised_dropped threshold threshold_margin best_cosine anchor_log_likelihood short_list_log_likelihood_median
-histogram edges counts model images knowledge retained subspace training report exam total bytes parameters task
-diversity epoch learning_rate strength leak_composed sum measured
+spectrum per_module after adapter seed text_knowledge about reference levels step mean max public_images skipped passed
+monitor recognised_dropped threshold threshold_margin best_cosine anchor_log_likelihood
+short_list_log_likelihood_median histogram edges counts model images knowledge retained subspace training report
+exam total bytes parameters task diversity epoch learning_rate strength leak_composed sum measured
 """
 
 

@@ -35,7 +35,7 @@ RESULTS_FILE = ".eval_results/erasure.yaml"
 # What a report may tell when the concept is not to be known. What is added to reports later stays out until it is
 # listed here.
 _TELLING_NOTHING = frozenset(
-    "text_knowledge seed anchors steps stopped reached monitor_tied gauges readings losses kept_rank leak "
+    "text_knowledge seed anchors steps stopped reached monitor_tied gauges readings losses kept_rank spectrum leak "
     "spectral_entropy seconds peak_memory_mib before after adapter strength leak_composed".split()
 )
 _FIXED_TEXTS = frozenset({"text_knowledge", "stopped", "about"})

@@ -32,11 +32,7 @@ def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str
         ValueError: there is no erasure adapter at `path`.
         ConnectionError: the Hub can't be reached and the adapter is not in the cache.
     """
-    folder = fetch_adapter(path, (CONFIG_FILE, SIDE_FILE, REPORT_FILE), **hub_kwargs)
-    config = SpaceConfig.from_pretrained(folder)
-    report: dict[str, Any] = dict(config.record)
-    if (folder / REPORT_FILE).is_file():
-        report |= json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    config, report = read_report(path, **hub_kwargs)
     fingerprint: Mapping[str, Any] = config.base_fingerprint or {}
     targets = config.target_modules
     anchors = report.get("anchor_images") or config.record.get("anchor_images") or {}
@@ -54,3 +50,18 @@ def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str
         "gauges": report.get("gauges") or [],
         "attacks": attack_rows(report.get("attacks")),
     }
+
+
+def read_report(path: str | os.PathLike[str], **hub_kwargs: Any) -> tuple[SpaceConfig, dict[str, Any]]:
+    """The config of an erasure adapter, and its report: what its record and `report.json` hold together.
+
+    Args:
+        path: folder or Hub id.
+        **hub_kwargs: as for `load_erasure`.
+    """
+    folder = fetch_adapter(path, (CONFIG_FILE, SIDE_FILE, REPORT_FILE), **hub_kwargs)
+    config = SpaceConfig.from_pretrained(folder)
+    report: dict[str, Any] = dict(config.record)
+    if (folder / REPORT_FILE).is_file():
+        report |= json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    return config, report

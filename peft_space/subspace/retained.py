@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,14 @@ class InputRecord:
     method: str
     counts: Mapping[str, int] = field(default_factory=dict)
     spectrum: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def outside(self, points: int = 32) -> list[tuple[int, float]]:
+        """The share of energy outside the first so many directions, at about `points` ranks from 1 to all of them."""
+        if not len(self.spectrum):
+            return []
+        ranks = torch.logspace(0, math.log10(len(self.spectrum)), points, dtype=torch.float64).round().long().unique()
+        left = [*self.spectrum.double().flip(0).cumsum(0).flip(0).tolist(), 0.0]
+        return [(rank, left[rank]) for rank in ranks.tolist()]
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class SpaceTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         # else several processes on CPUs would each take themselves to be alone
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         for name in ("lambda_anchor", "lambda_diversity", "dose_share", "dose_slack"):
             if getattr(self, name) < 0:

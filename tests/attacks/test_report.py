@@ -94,7 +94,7 @@ def test_figures_of_an_earlier_audit_do_not_stay(report, tmp_path):
 
 
 def test_without_matplotlib_it_says_so(report, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     folder = report.save(tmp_path / "audit")
     assert {file.name for file in folder.iterdir()} == set(FILES)
     assert "There are no figures: figures need matplotlib" in (folder / "audit.md").read_text()
