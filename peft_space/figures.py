@@ -60,8 +60,8 @@ def scores(report: Mapping[str, Any]) -> Any:
         axes.stairs(counts, edges, fill=True, facecolor="0.8", edgecolor="black", linewidth=0.8)
         axes.axvline(anchors["threshold"], color="black", linestyle="--", linewidth=1, label="threshold")
         if len(several) == 1:
-            axes.plot(chosen, [-0.03 * max(counts)] * len(chosen), "|", color="black", markersize=8, label="anchors")
-        axes.set(xlabel="projector cosine with the name", ylabel="public images")
+            axes.plot(chosen, [-0.04 * max(counts)] * len(chosen), "|", color="black", label="anchors")
+        axes.set(xlabel="projector cosine with the name", ylabel="public images", ylim=(-0.09 * max(counts), None))
         axes.legend(frameon=False)
     return figure
 
@@ -88,7 +88,8 @@ def spectrum(report: Mapping[str, Any]) -> Any:
         right.plot(*zip(*points, strict=True), marker, color="black", markerfacecolor="white", label=kind)
     left.set(xscale="log", yscale="log", xlabel="directions held", ylabel="share of retained energy outside")
     right.set(ylim=(0, 1), xlabel="layer", ylabel="rank kept, as a share of the width")
-    left.legend(frameon=False, fontsize=7, title="inputs of", title_fontsize=7)
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=7, title="inputs of", title_fontsize=7)
     return figure
 
 
@@ -99,8 +100,7 @@ def training(report: Mapping[str, Any]) -> Any:
         return None
     figure = canvas(7, 7)
     terms, levels, leaks = figure.subplots(3, sharex=True)
-    names = [name for name in ("loss", "task", "anchor", "diversity") if any(name in entry for entry in losses)]
-    for name, dash in zip(names, _cycled(_DASHES, names), strict=True):
+    for name, dash in zip(("loss", "loss_task", "loss_orth", "loss_div"), _DASHES, strict=True):
         some = [(entry["step"], entry[name]) for entry in losses if entry.get(name) is not None]
         if some:
             terms.plot(*zip(*some, strict=True), dash, color="black", label=name)
@@ -115,7 +115,7 @@ def training(report: Mapping[str, Any]) -> Any:
             levels.axhline(gauge["reference"], color="0.6", linewidth=0.6, linestyle=":")
     leaks.plot(steps, [reading["leak"] for reading in readings], "o-", color="black", markersize=4)
     terms.set(ylabel="loss")
-    levels.set(ylabel="level, nats (dotted: unrelated names)")
+    levels.set(ylabel="gauges, nats\n(dotted: other names)")
     leaks.set(xlabel="optimiser steps", ylabel="leak", ylim=(0, None))
     for axes in (terms, levels):
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -134,7 +134,7 @@ def leak(report: Mapping[str, Any]) -> Any:
         points = sorted((_place(name)[0], share) for name, share in layers.items() if _place(name)[1] == kind)
         axes.plot(*zip(*points, strict=True), marker, color="black", markerfacecolor="white", label=kind)
     axes.axhline(report["leak"]["mean"], color="black", linestyle="--", linewidth=0.8, label="mean")
-    axes.set(xlabel="layer", ylabel="||dW x|| / ||W x||", ylim=(0, None))
+    axes.set(xlabel="layer", ylabel="||dW x|| / ||W x||", ylim=(0, 1.1 * max(layers.values()) or None))
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -25,7 +25,7 @@ REPORT = {
     "anchors": ANCHORS,
     "anchor_images": {"dataset": None, "split": None, "images": [{"id": "a", "index": 0, "cosine": 0.3}]},
     "losses": [
-        {"step": step, "loss": 2.0 / step, "task": 1.0, "anchor": 0.5, "diversity": None} for step in (1, 2, 3)
+        {"step": step, "loss": 2.0 / step, "loss_task": 1.0, "loss_orth": 0.5, "loss_div": None} for step in (1, 2, 3)
     ],
     "readings": [{"step": step, "leak": 0.01 * step, "levels": [3.0 - step, -0.1]} for step in (1, 2)],
     "gauges": GAUGES,
@@ -75,7 +75,7 @@ def test_figures_show_what_they_are_of():
     several = FIGURES["scores.png"](REPORT | {"anchors": [ANCHORS, ANCHORS]}).axes
     assert len(several) == 2
     terms, levels, leaks = FIGURES["training.png"](REPORT).axes
-    assert [line.get_label() for line in terms.lines] == ["loss", "task", "anchor"]
+    assert [line.get_label() for line in terms.lines] == ["loss", "loss_task", "loss_orth"]
     assert list(levels.lines[0].get_ydata()) == [3.0, 2.0, 1.0] and list(leaks.lines[0].get_ydata()) == [0.01, 0.02]
     left, right = FIGURES["spectrum.png"](REPORT).axes
     assert list(right.lines[0].get_ydata()) == [12 / 64] * 2
