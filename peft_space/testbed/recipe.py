@@ -1,9 +1,10 @@
 """The one recipe that trains the test bed's model from nothing, and its retrain oracle.
 
-    python -m peft_space.testbed.recipe OUTPUT [--without CREATURE] [--seed N]
+    python -m peft_space.testbed.recipe OUTPUT [--without CREATURE] [--no-contrast] [--seed N]
 
 `--without` trains the retrain oracle: the same recipe, with one creature in no picture and no text. It is what a
-perfect erasure of that creature would leave.
+perfect erasure of that creature would leave. `--no-contrast` trains a model whose tower and projector nothing but the
+answers has shaped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,8 @@ PHASES = (
     # many pictures and few questions: what is left to learn is seeing
     Phase(steps=2800, pictures=96, asked=24, texts=2, row_length=104, learning_rate=8e-4, contrast=1.0),
 )
+PLAIN_PHASES = tuple(replace(phase, contrast=0.0) for phase in PHASES if phase.asked)
+"""Without the contrastive loss, and without the warm-up that is nothing else."""
 # How often a question is drawn, against 1 for the others: what is hard to see, or must be recalled, needs more turns.
 _WEIGHTS = {
     "name": 1.5,
@@ -345,9 +348,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--without", help="a creature to leave out: trains its retrain oracle")
+    parser.add_argument("--no-contrast", action="store_true", help="leave the contrastive loss out")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    model, processor = train(seed=arguments.seed, without=arguments.without)
+    phases = PLAIN_PHASES if arguments.no_contrast else PHASES
+    model, processor = train(seed=arguments.seed, without=arguments.without, phases=phases)
     save(model, processor, arguments.output)
     from .measure import knowledge
 

@@ -190,3 +190,14 @@ def test_the_recipe_still_learns_and_what_it_learned_is_read_back(capsys, tmp_pa
     assert all(torch.equal(batch[key], again[key]) for key in batch)
     with torch.no_grad():
         torch.testing.assert_close(read(**again).logits, model(**batch).logits)
+
+
+def test_without_contrast_only_the_answers_teach():
+    assert [phase.steps for phase in recipe.PLAIN_PHASES] == [phase.steps for phase in recipe.PHASES[1:]]
+    assert all(phase.asked and phase.contrast == 0 for phase in recipe.PLAIN_PHASES)
+    plain = replace(recipe.PLAIN_PHASES[0], steps=2, pictures=4, asked=4, texts=1)
+    model, _ = recipe.train(seed=0, phases=[plain], log_every=1)
+    again, _ = recipe.train(seed=0, phases=[replace(plain, contrast=1.0)], log_every=1)
+    tower = "model.vision_tower"
+    pairs = zip(model.named_parameters(), again.named_parameters(), strict=True)
+    assert any(not one.equal(other) for (name, one), (_, other) in pairs if name.startswith(tower))
