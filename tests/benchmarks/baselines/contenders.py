@@ -25,9 +25,9 @@ Outcome = tuple[Setting, nn.Module, int]
 """A setting, the model that it gives, and the optimiser steps that were taken."""
 
 STEPS = (10, 20, 40, 80)
-"""The steps that are tried with methods that don't stop by themselves."""
-SPACE_RATES, SPACE_STEPS = (1e-3, 2e-3, 4e-3), (30, 60, 90, 120)
-"""Around SPACE's defaults, 2e-3 and at most 120."""
+"""The steps that are tried with methods that don't stop by themselves; the last are the most that anybody has."""
+SPACE_RATES, SPACE_DOSES = (1e-3, 2e-3, 4e-3), (0.3, 0.4, 0.5, 0.6)
+"""Around SPACE's defaults, 2e-3 and 0.4."""
 NEGATION_RATES, NEGATION_STEPS = (5e-4, 2e-3), 30
 NEGATION_SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 REMOVED = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
@@ -73,10 +73,11 @@ def _trained(method: Method, model: Any, processor: Any, case: Case, settings: S
 
 
 def _erased(alter: Any, model: Any, processor: Any, case: Case, settings: Sequence[Setting]) -> Iterator[Outcome]:
-    by_steps = {int(setting["steps"]): setting for setting in settings}
+    by_dose = {setting["dose_share"]: setting for setting in settings}
     rate = settings[0]["learning_rate"]
-    for most, erased, took in space(model, processor, case, learning_rate=rate, steps=list(by_steps), alter=alter):
-        yield by_steps[most], erased, took
+    seen = space(model, processor, case, learning_rate=rate, doses=list(by_dose), max_steps=STEPS[-1], alter=alter)
+    for dose, erased, took in seen:
+        yield by_dose[dose], erased, took
 
 
 def towards_name(case: Case) -> list[Taught]:
@@ -122,12 +123,12 @@ def _grid(**values: Sequence[float]) -> tuple[Setting, ...]:
 
 def contenders() -> dict[str, Contender]:
     """SPACE first, then those that see target images, then the other source-free ones."""
-    found = {"SPACE": Contender(partial(_erased, None), _grid(learning_rate=SPACE_RATES, steps=SPACE_STEPS))}
+    found = {"SPACE": Contender(partial(_erased, None), _grid(learning_rate=SPACE_RATES, dose_share=SPACE_DOSES))}
     for name, method in DATA_DEPENDENT.items():
         found[name] = Contender(partial(_trained, method), _grid(learning_rate=method.rates, steps=STEPS), True)
     alter = VARIANTS["random anchors"]["anchors"]
     return found | {
-        "random anchors": Contender(partial(_erased, alter), _grid(learning_rate=SPACE_RATES, steps=SPACE_STEPS)),
+        "random anchors": Contender(partial(_erased, alter), _grid(learning_rate=SPACE_RATES, dose_share=SPACE_DOSES)),
         "projector removal": Contender(_removed, _grid(strength=REMOVED)),
         "negated task vector": Contender(_negated, _grid(learning_rate=NEGATION_RATES, scale=NEGATION_SCALES)),
     }

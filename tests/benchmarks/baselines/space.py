@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import PeftModel
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from peft_space import Anchors, SpaceTrainingArguments, erase, testbed
 from peft_space._peft import lora_layers
+from peft_space.training import read_dose, trainer
 from peft_space.vlm import base_of
 
 from .cases import Case
@@ -24,43 +26,57 @@ def space(
     case: Case,
     *,
     learning_rate: float,
-    steps: Sequence[int],
+    doses: Sequence[float],
+    max_steps: int,
     alter: Callable[[Anchors, int], Anchors] | None = None,
-) -> Iterator[tuple[int, PeftModel, int]]:
-    """Erases with at most each of `steps`; within them the dose sets itself.
+) -> Iterator[tuple[float, PeftModel, int]]:
+    """Erases with each of `doses` as `dose_share`, which sets the steps.
 
-    The learning rate stays the same after its warm-up, so one training to the last of `steps` goes through all that
-    shorter ones would give: the adapter is copied there.
+    The learning rate stays the same after its warm-up, so one training to the largest dose goes through all that the
+    smaller ones would give: the adapter is copied at every reading.
 
     Args:
         model: the base model; it is wrapped in place.
         alter: what is done to the anchors.
 
     Yields:
-        The most steps, the model, and the steps that it took. The model goes on changing.
+        The dose, the model, and the steps that it took. The model goes on changing.
     """
     copies: dict[int, Weights] = {}
+    met: dict[float, list[int]] = {dose: [] for dose in doses}
 
-    def listen(stage: str, doing: str, done: int, total: int) -> None:
-        if doing == "steps" and done in steps:
-            copies[done] = weights(model)
+    def read(
+        read_model: nn.Module, read_processor: Any, gauges: Any, share: float, slack: float, *rest: Any, **more: Any
+    ) -> Any:
+        reading = read_dose(read_model, read_processor, gauges, share, slack, *rest, **more)
+        copies[reading.step] = weights(model)
+        for dose, steps in met.items():
+            if all(gauge.met(level, dose, slack) for level, gauge in zip(reading.levels, gauges, strict=True)):
+                steps.append(reading.step)
+        return reading
 
     anchors = alter(case.anchors, case.seed) if alter else case.anchors
-    result = erase(
-        model,
-        processor,
-        case.concept,
-        case.anchors.public,
-        retain=testbed.retain(),
-        args=SpaceTrainingArguments(seed=case.seed, learning_rate=learning_rate, max_steps=max(steps)),
-        seed=case.seed,
-        anchors=anchors,
-        progress=listen,
+    args = SpaceTrainingArguments(
+        seed=case.seed, learning_rate=learning_rate, max_steps=max_steps, dose_share=max(doses)
     )
-    took, last = result.report["steps"], weights(result.model)
-    for most in sorted(steps):
-        put(result.model, copies[most] if most < took else last)
-        yield most, result.model, min(most, took)
+    with patch.object(trainer, "read_dose", read):
+        result = erase(
+            model,
+            processor,
+            case.concept,
+            case.anchors.public,
+            retain=testbed.retain(),
+            args=args,
+            seed=case.seed,
+            anchors=anchors,
+            progress=None,
+        )
+    last, end = result.report["steps"], weights(result.model)
+    for dose in sorted(doses):
+        reached = [step for step in met[dose] if step - args.dose_every in met[dose]]
+        took = min([*reached, last])
+        put(result.model, copies[took] if took < last else end)
+        yield dose, result.model, took
 
 
 def weights(model: nn.Module) -> Weights:

@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -12,19 +13,17 @@ from peft_space.concepts.images import content_key
 from peft_space.testbed.bestiary import creature
 from peft_space.testbed.measure import pictures
 from peft_space.vlm import base_of
-from tests.benchmarks.baselines import cases, contenders, projector
+from tests.benchmarks.baselines import cases, contenders, projector, space
 from tests.benchmarks.baselines.cases import Case
-from tests.benchmarks.baselines.space import put, weights
 
 
-def test_every_contender_has_as_many_trials_and_none_takes_more_steps_than_space_may():
+def test_every_contender_has_as_many_trials():
     every = contenders.contenders()
     assert {len(one.trials) for one in every.values()} == {12}
-    most = SpaceTrainingArguments().max_steps
     for one in every.values():
         assert sorted(map(str, one.trials)) == sorted(str(setting) for group in one.groups() for setting in group)
-        assert all(setting.get("steps", 0) <= most for setting in one.trials)
-    default = {"learning_rate": SpaceTrainingArguments().learning_rate, "steps": most}
+    args = SpaceTrainingArguments()
+    default = {"learning_rate": args.learning_rate, "dose_share": args.dose_share}
     assert default in every["SPACE"].trials
     assert sum(one.sees_target for one in every.values()) == 8
 
@@ -122,17 +121,25 @@ def test_removals_do_not_add_up(case, model, processor):
     assert removed is model and steps == 0 and torch.allclose(layer.weight, expected, atol=1e-6)
 
 
-def test_space_in_the_middle_of_a_training_is_space_after_a_shorter_one(case, model, processor):
+def test_a_smaller_dose_is_an_earlier_place_in_the_same_training(case, model, processor, monkeypatch):
+    # a share that is always met and one that never is
+    easy, hard = -100.0, 100.0
+    few = functools.partial(SpaceTrainingArguments, dose_every=1, dose_slack=100.0)
+    monkeypatch.setattr(space, "SpaceTrainingArguments", few)
+    monkeypatch.setattr(contenders, "STEPS", (4,))
     one, other = contenders.contenders()["SPACE"], copy.deepcopy(model)
     rate = {"learning_rate": 1e-2}
-    long = {}
-    for setting, erased, took in one.models(model, processor, case, [rate | {"steps": n} for n in (1, 3)]):
-        long[setting["steps"]] = weights(erased)
-        assert took <= setting["steps"]
-    ((_, short, took),) = one.models(other, processor, case, [rate | {"steps": 1}])
-    assert took == 1
-    for name, (a, b) in weights(short).items():
-        assert torch.allclose(b @ a, long[1][name][1] @ long[1][name][0], atol=1e-6)
-    assert any(not torch.equal(long[3][name][1], b) for name, (_, b) in long[1].items())
-    put(short, long[3], -2.0)
-    assert all(torch.equal(b, -2 * long[3][name][1]) for name, (_, b) in weights(short).items())
+    seen = {}
+    for setting, erased, took in one.models(model, processor, case, [rate | {"dose_share": d} for d in (easy, hard)]):
+        seen[setting["dose_share"]] = took, space.weights(erased)
+    assert [took for took, _ in seen.values()] == [2, 4]
+    monkeypatch.setattr(contenders, "STEPS", (2,))
+    ((_, short, took),) = one.models(other, processor, case, [rate | {"dose_share": hard}])
+    assert took == 2
+    _, early = seen[easy]
+    _, late = seen[hard]
+    for name, (a, b) in space.weights(short).items():
+        assert torch.allclose(b @ a, early[name][1] @ early[name][0], atol=1e-6)
+    assert any(not torch.equal(late[name][1], b) for name, (_, b) in early.items())
+    space.put(short, late, -2.0)
+    assert all(torch.equal(b, -2 * late[name][1]) for name, (_, b) in space.weights(short).items())

@@ -133,7 +133,7 @@ def in_process(small_world, monkeypatch, base_folder):
     monkeypatch.setattr(cases, "N_TARGET", 2)
     monkeypatch.setattr(cases, "N_RETAIN", 3)
     monkeypatch.setattr(contenders, "STEPS", (1, 2))
-    monkeypatch.setattr(contenders, "SPACE_STEPS", (1, 2))
+    monkeypatch.setattr(contenders, "SPACE_DOSES", (0.2, 0.4))
     monkeypatch.setattr(contenders, "SPACE_RATES", (1e-2,))
     monkeypatch.setattr(contenders, "REMOVED", (0.5, 1.0))
     monkeypatch.setitem(methods.DATA_DEPENDENT, "GradDiff", methods.Method(methods.difference, (1e-2,)))
