@@ -10,8 +10,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
-SCRIPTS = sorted(FOLDER.glob("*.py"))
+from tests.notebooks import FOLDER, SCRIPTS
 
 
 def cells(path: Path) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Audit an adapter
 #
-# Somebody says that a name was erased. Is it gone, or only unsaid? This notebook makes a quick erasure of the
-# **malwen**, measures it, and attacks it. Every figure has an interval, and every attack a control: a model that was
+# Somebody says that a name was erased. Is it gone, or only unsaid? This notebook erases the
+# **narril**, measures it, and attacks it. Every figure has an interval, and every attack a control: a model that was
 # broken tells nothing under any attack, and must not pass for one that forgot.
 #
 # Everything runs on two CPU cores in a few minutes, offline.
@@ -25,9 +25,9 @@ from peft_space.testbed.bestiary import creature, random_scene
 from peft_space.testbed.drawing import draw
 
 model, processor = testbed.load()  # yours, and load_erasure(model, "the adapter") in the place of the next lines
-concept = testbed.concept("malwen")
-public = testbed.public_images("malwen", 800)
-result = erase(model, processor, concept, public, retain=testbed.retain(), output_dir="erased/malwen", progress=False)
+concept = testbed.concept("narril")
+public = testbed.public_images("narril")
+result = erase(model, processor, concept, public, retain=testbed.retain(), output_dir="erased/narril", progress=False)
 print("reached:", result.report["reached"], "after", result.report["steps"], "steps")
 
 # %% [markdown]
@@ -54,7 +54,7 @@ for what, why in free.unknown.items():
 
 # %%
 rng = np.random.default_rng(11)
-target = [draw(random_scene(rng, creature("malwen").recipe), rng) for _ in range(24)]
+target = [draw(random_scene(rng, creature("narril").recipe), rng) for _ in range(36)]
 audit = audit_erasure(
     result.model,
     processor,
@@ -64,7 +64,7 @@ audit = audit_erasure(
     anchors=result.anchors,
     attacks=["wording", "pictures", "relearning", "removal"],
     relearning_budget=RelearningBudget(n_images=(1,), steps=(1, 2, 5), learning_rates=(("lora", (2e-3,)),)),
-    n_images=12,
+    n_images=24,
     progress=False,
 )
 for outcome in audit.outcomes:
@@ -82,5 +82,5 @@ for what, why in audit.unknown.items():
 audit.save("audit")  # audit.json, audit.md and figures
 
 # %% [markdown]
-# On the command line: `peft-space audit erased/malwen --base BASE --public-images FOLDER --target-images PICTURES`.
+# On the command line: `peft-space audit erased/narril --base BASE --public-images FOLDER --target-images PICTURES`.
 # The attacks' figures go into the adapter's report and model card.
