@@ -2,8 +2,8 @@
 
     python -m tests.notebooks [NAME ...]
 
-Needs `nbclient` and `ipykernel`. What libraries write on standard error is left out, and of an image the smaller form is
-kept. `tests/test_notebooks.py` holds scripts and notebooks together.
+Needs `nbclient` and `ipykernel`. What libraries write on standard error is left out, and of an image the smaller form
+is kept. `tests/test_notebooks.py` holds scripts and notebooks together.
 """
 
 from __future__ import annotations
