@@ -13,8 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from .processes import leads
-
 MARKS = {
     "forget_accuracy": "target images called by the name",
     "forget_accuracy_paraphrase": "... asked in other words",
@@ -95,6 +93,8 @@ def shows_progress(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def shown(*args: P.args, **kwargs: P.kwargs) -> R:
+        from .processes import leads
+
         progress = kwargs.pop("progress", True)
         if not leads():
             progress = None
