@@ -1,21 +1,23 @@
-"""Erase a concept from a multimodal model by its name. Importing the package registers SPACE with PEFT.
+"""Erase a concept from a multimodal model by its name. Using any name of the package registers SPACE with PEFT.
 
-A name is loaded when it is first used, from where `__init__.pyi` says; until then neither PEFT nor torch is imported.
+A name is loaded when it is first used, from where `__init__.pyi` says: until then nothing is imported, so that the
+command line can answer at once. Where PEFT has been imported before, SPACE is registered with the package's import.
 """
 
+import sys
+from importlib import import_module
 from typing import Any
 
 import lazy_loader
-
-from .registration import register_if_peft_is_there, register_with_peft
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
     value = _load(name)
-    register_if_peft_is_there()
+    import_module(".tuner", __name__)
     return value
 
 
-register_with_peft()
+if "peft" in sys.modules:
+    import_module(".tuner", __name__)

@@ -187,7 +187,7 @@ def test_demo_on_a_full_disk(run, small_world, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(demo, "write_json", full)
+    monkeypatch.setattr(erasure, "write_json", full)
     assert "No space left on device" in one_line(run("demo", "--output", "out"), 1)
 
 
