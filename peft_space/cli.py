@@ -329,15 +329,13 @@ def erase(
             if not leads():
                 return
             skipped = public.skipped
-            report = result.save(
-                output,
-                result.report
-                | {
-                    "model": model,
-                    "seconds": seconds | {"total": round(time.perf_counter() - began, 2)},
-                    "peak_memory_mib": peak_memory_mib(),
-                },
-            )
+            told = {
+                "model": model,
+                "seconds": seconds | {"total": round(time.perf_counter() - began, 2)},
+                "peak_memory_mib": peak_memory_mib(),
+            }
+            with stages.stage("saving"):
+                report = result.save(output, result.report | told)
             if json_file is not None:
                 write_json(json_file, report)
     out = Console()

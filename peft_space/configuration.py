@@ -15,6 +15,15 @@ import yaml
 
 LARGEST = 64 * 2**10
 """Bytes of a file that is read."""
+DEEPEST = 4
+"""Levels of a file that are looked at; no option takes more than two."""
+_BEGIN = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_END = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 _NOT_IN_A_FILE = {"config", "help"}
 
 _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
@@ -63,8 +72,13 @@ def _spellings(parameter: Any) -> set[str]:
 def _mapping(path: Path) -> dict[str, Any]:
     text = path.read_bytes()
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise ValueError(f"`config` must hold no aliases; got {path}. Write out what `*...` stands for.")
+        depth = 0
+        for token in yaml.scan(text, yaml.SafeLoader):
+            depth += isinstance(token, _BEGIN) - isinstance(token, _END)
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError(f"`config` must hold no aliases; got {path}. Write out what `*...` stands for.")
+            if depth > DEEPEST:
+                raise ValueError(f"`config` must hold values and lists of them; got {path}, which nests them deeper.")
         node = yaml.compose(text, yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
             raise ValueError(f"`config` must hold options, as `name: value` lines; got {path}, which does not.")
@@ -74,8 +88,6 @@ def _mapping(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"`config` must be YAML without tags; got {path}: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise ValueError(f"`config` must not be nested; got {path}, which is so many levels deep.") from None
     if any(not isinstance(key, str) for key in values):
         key = next(key for key in values if not isinstance(key, str))
         raise ValueError(f"`{key}` in {path} must be the name of an option. Put it in quotes if it is one.")

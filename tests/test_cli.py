@@ -8,7 +8,7 @@ import pytest
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-from peft_space import Retain, cli, demo, erasure, testbed
+from peft_space import Retain, cli, erasure, testbed
 from peft_space.cli import app
 from peft_space.testbed import recipe
 from tests.tiny import tiny_llama

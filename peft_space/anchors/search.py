@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..progress import advance
 from .index import FeatureIndex
 
 _SLACK = 64
@@ -46,6 +47,7 @@ def nearest(index: FeatureIndex, concept: Tensor, k: int) -> Nearest:
     best, places = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     counts = torch.zeros(_BINS, dtype=torch.long)
     for start, features, distances in index.chunks():
+        advance("search", start, len(index))
         cosine = (features @ concept).sub_(common).div_(distances.clamp(min=1e-12))
         counts += tally(cosine)
         top = cosine.topk(min(k + _SLACK, len(cosine)))
