@@ -33,7 +33,14 @@ from tests.bigram import saying
 from tests.tiny import tiny_llama
 
 RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8, questions_per_image=3)
-FILES = {"adapter_config.json", "adapter_model.safetensors", "space_config.json", "anchors.png", "anchors.csv"}
+FILES = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "space_config.json",
+    "report.json",
+    "anchors.png",
+    "anchors.csv",
+}
 
 
 @pytest.fixture(scope="module")
