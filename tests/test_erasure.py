@@ -139,6 +139,17 @@ def test_the_same_seed_gives_the_same_adapter(run, result, tmp_path):
     assert set(again) == set(first) and all(tensor.equal(first[key]) for key, tensor in again.items())
 
 
+def test_another_number_of_threads_gives_nearly_the_same(run, result, tmp_path):
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2 if n_threads == 1 else 1)
+    try:
+        other = weights(run(output_dir=tmp_path / "other").path)
+    finally:
+        torch.set_num_threads(n_threads)
+    for key, tensor in weights(result.path).items():
+        assert (other[key] - tensor).norm() <= 1e-3 * tensor.norm(), key
+
+
 def test_another_seed_gives_another(run, result, tmp_path):
     other = weights(run(output_dir=tmp_path / "other", seed=1).path)
     assert not all(tensor.equal(other[key]) for key, tensor in weights(result.path).items())
