@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from transformers.utils import logging
@@ -264,22 +263,6 @@ def test_erase(erase, tmp_path):
     assert [line.split(":")[0] for line in result.stderr.splitlines()].count("anchors") == 1
 
 
-def test_erase_tells_programs_how_far_it_has_come(erase, monkeypatch):
-    monkeypatch.setattr(view.StageLines, "EVERY", 0.0)
-    result = erase(progress="json")
-    assert result.exit_code == 0, result.output
-    told = [json.loads(line) for line in result.stderr.splitlines()]
-    begun = [row["stage"] for row in told if row["event"] == "begin"]
-    assert begun == [row["stage"] for row in told if row["event"] == "end" and row["seconds"] >= 0]
-    assert begun == ["model", "images", "anchors", "knowledge", "retained subspace", "training", "report", "saving"]
-    progress = [row for row in told if row["event"] == "progress"]
-    assert {row["stage"] for row in progress} >= {*begun[1:6]}
-    assert {row["doing"] for row in progress} >= {"image features", "search", "likelihood", "statistics", "bases"}
-    steps = [row for row in progress if row["doing"] == "steps"]
-    assert [(row["stage"], row["done"], row["total"]) for row in steps] == [("training", 1, 2), ("training", 2, 2)]
-    assert steps[0]["left"] is None and steps[1]["left"] == 0.0
-
-
 def test_erase_tells_programs_of_an_error(erase):
     result = erase(progress="json", limit=2)
     assert result.exit_code == 1
@@ -287,67 +270,65 @@ def test_erase_tells_programs_of_an_error(erase):
     assert (told["event"], told["stage"]) == ("error", "anchors") and "usable anchors" in told["text"]
 
 
-@pytest.fixture
-def often(monkeypatch):
-    """The dose is read at every step, and never found to be reached."""
-    settings = {"dose_every": 1, "dose_readings": 99}
-    monkeypatch.setattr(peft_space, "SpaceTrainingArguments", functools.partial(SpaceTrainingArguments, **settings))
+def saved(folder):
+    files = ("adapter_model.safetensors", "adapter_config.json", "anchors.csv")
+    return [(folder / file).read_bytes() for file in files]
 
 
-@pytest.fixture
-def steps(monkeypatch):
-    """Which steps are trained; what is put in `stop` ends the training before its step."""
-    trained, stop = [], {}
-    compute = SpaceTrainer.compute_loss
+def test_an_erasure_goes_on_after_a_stop_and_a_full_disk_whatever_the_clock_says(erase, monkeypatch, tmp_path):
+    often = {"dose_every": 1, "dose_readings": 99}
+    monkeypatch.setattr(peft_space, "SpaceTrainingArguments", functools.partial(SpaceTrainingArguments, **often))
+    monkeypatch.setattr(view.StageLines, "EVERY", 0.0)
+    result = erase(output="whole", max_steps=3, progress="json")
+    assert result.exit_code == 0, result.output
+    told = [json.loads(line) for line in result.stderr.splitlines()]
+    begun = [row["stage"] for row in told if row["event"] == "begin"]
+    assert begun == [row["stage"] for row in told if row["event"] == "end" and row["seconds"] >= 0]
+    assert begun == ["model", "images", "anchors", "knowledge", "retained subspace", "training", "report", "saving"]
+    progress = [row for row in told if row["event"] == "progress"]
+    assert {row["stage"] for row in progress} >= {*begun[1:6]}
+    assert {row["doing"] for row in progress} >= {"image features", "likelihood", "statistics", "bases"}
+    steps = [row for row in progress if row["doing"] == "steps"]
+    assert [(row["stage"], row["done"], row["total"]) for row in steps] == [("training", n, 3) for n in (1, 2, 3)]
+    assert steps[0]["left"] is None and steps[1]["left"] > 0 and steps[2]["left"] == 0
 
-    def compute_loss(trainer, *args, **kwargs):
-        if (step := trainer.state.global_step) in stop:
-            raise stop.pop(step)
-        trained.append(step)
+    trained, compute, save = [], SpaceTrainer.compute_loss, ErasureResult.save
+
+    def stops_once(trainer, *args, **kwargs):
+        trained.append(trainer.state.global_step)
+        if trained == [0, 1, 2]:
+            raise KeyboardInterrupt
         return compute(trainer, *args, **kwargs)
 
-    monkeypatch.setattr(SpaceTrainer, "compute_loss", compute_loss)
-    return SimpleNamespace(trained=trained, stop=stop)
+    def with_little_room(*args):
+        least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
+        try:
+            return save(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
 
-
-def saved(folder):
-    return [
-        (folder / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json", "anchors.csv")
-    ]
-
-
-def test_an_erasure_that_is_stopped_goes_on_to_the_same_adapter_whatever_the_clock_says(
-    erase, steps, often, monkeypatch, tmp_path
-):
-    assert erase(output="whole", max_steps=4).exit_code == 0
-    assert steps.trained == [0, 1, 2, 3]
-    steps.trained.clear()
-    steps.stop[3] = KeyboardInterrupt()
     backwards = itertools.count(2e9, -100)
     monkeypatch.setattr(time, "time", lambda: next(backwards))
-    told = one_line(erase(max_steps=4), 130, "stopped")
-    assert told == (
+    monkeypatch.setattr(SpaceTrainer, "compute_loss", stops_once)
+    assert one_line(erase(max_steps=3), 130, "stopped") == (
         "stopped in the stage 'training': What was done so far is kept in .out.unfinished. "
         "Run the same command again to go on."
     )
-    assert not (tmp_path / "out").exists()
-    result = erase("--json", "told.json", max_steps=4)
+    monkeypatch.setattr(ErasureResult, "save", with_little_room)
+    assert "error in the stage 'saving': " in one_line(erase(max_steps=3), 1)
+    assert {path.name for path in tmp_path.iterdir()} == {".out.unfinished", "whole"}
+    assert not (tmp_path / ".out.unfinished" / "draft").exists()
+    monkeypatch.setattr(ErasureResult, "save", save)
+    result = erase("--json", "told.json", max_steps=3)
     assert result.exit_code == 0, result.output
-    # the state is kept when the next step begins: that step is not done twice, and none before it
-    assert steps.trained == [0, 1, 2, 3]
+    # the step that was stopped, and the two runs after it
+    assert trained == [0, 1, 2, 2, 2]
     assert saved(tmp_path / "out") == saved(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole", "told.json"}
     report, undisturbed = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("out", "whole"))
     assert report == json.loads((tmp_path / "told.json").read_text())
     assert all(report[key] == undisturbed[key] for key in ("readings", "gauges", "leak", "stopped", "steps"))
-
-
-def test_another_erasure_does_not_go_on_from_what_one_left(erase, steps, often):
-    steps.stop[3] = KeyboardInterrupt()
-    assert erase(max_steps=4).exit_code == 130
-    steps.trained.clear()
-    assert erase(max_steps=4, seed=1).exit_code == 0
-    assert steps.trained == [0, 1, 2, 3]
 
 
 def test_erase_stopped_before_anything_was_kept(erase, monkeypatch, tmp_path):
@@ -358,23 +339,6 @@ def test_erase_stopped_before_anything_was_kept(erase, monkeypatch, tmp_path):
     told = one_line(erase(), 130, "stopped")
     assert told == "stopped in the stage 'model': Nothing is left behind. Run the same command again to go on."
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_that_is_full_while_an_adapter_is_saved(erase, monkeypatch, tmp_path):
-    save = ErasureResult.save
-
-    def with_little_room(*args):
-        least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
-        try:
-            return save(*args)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
-
-    monkeypatch.setattr(ErasureResult, "save", with_little_room)
-    assert "error in the stage 'saving': " in one_line(erase(), 1)
-    assert {path.name for path in tmp_path.iterdir()} == {".out.unfinished"}
-    assert not (tmp_path / ".out.unfinished" / "draft").exists()
 
 
 def test_a_folder_that_another_process_writes(erase, tmp_path):
