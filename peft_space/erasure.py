@@ -83,20 +83,21 @@ class ErasureResult:
 
         Args:
             output_dir: a folder that is empty or does not exist.
-            report: what to write in the place of `self.report`.
+            report: what to write in the place of `self.report`; what the adapter weighs is added to it.
 
         Returns:
-            The report as it was written: what the adapter weighs is added.
+            The report as it was written.
         """
         output_dir = Path(output_dir)
+        written = dict(self.report if report is None else report)
         with whole_folder(output_dir) as draft:
             save_erasure_adapter(self.model, draft, self.adapter_name)
             self.contact_sheet().save(draft / "anchors.png")
             joint = isinstance(self.anchors, tuple)
             for number, some in enumerate(self.anchors if isinstance(self.anchors, tuple) else [self.anchors], 1):
                 some.write_scores(draft / (f"anchors-{number}.csv" if joint else "anchors.csv"))
-            weight = adapter_facts(draft) | {"path": str(output_dir)}
-            written = {**(self.report if report is None else report), "adapter": weight}
+            if report is not None:
+                written["adapter"] = adapter_facts(draft) | {"path": str(output_dir)}
             write_json(draft / "report.json", written)
         self.path = output_dir
         return written

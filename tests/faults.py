@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import peft_space
 from peft_space import Retain, SpaceTrainingArguments, cli, erasure, testbed
-from peft_space.anchors import index_images
+from peft_space.anchors import index_images, other_names
 from peft_space.testbed.architecture import build_processor, build_tokenizer
 from peft_space.testbed.recipe import _texts
 from tests.tiny import two_layers
@@ -74,6 +74,7 @@ class Faults:
             image.save(root / "pictures" / f"{number:02d}.png")
         # as small as it can be, and with several parts to index and several states of the training to keep
         erasure.Retain = lambda: Retain(texts=("Name a fruit.",) * 8, n_images=8)  # type: ignore[assignment, misc]
+        erasure.other_names = partial(other_names, most=4)
         peft_space.SpaceTrainingArguments = partial(  # type: ignore[misc, assignment]
             SpaceTrainingArguments, dose_every=3, dose_readings=99, per_device_train_batch_size=4
         )
@@ -160,7 +161,7 @@ class Faults:
             "referent": "this creature",
             "rank": 4,
             "n-anchors": 4,
-            "max-steps": 12,
+            "max-steps": 10,
             "dtype": "float32",
             "device": "cpu",
             "progress": "json",

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import peft_space
 from peft_space import ErasureResult, Retain, SpaceTrainer, SpaceTrainingArguments, cli, erasure, testbed
 from peft_space import console as view
+from peft_space.anchors import other_names
 from peft_space.cli import app
 from peft_space.testbed import recipe
 from tests.tiny import tiny_llama
@@ -55,6 +56,7 @@ def pictures(public, tmp_path_factory):
 def erase(run, checkpoint, pictures, monkeypatch):
     """`peft-space erase` on the checkpoint, with what a test changes; `None` takes an option away."""
     monkeypatch.setattr(erasure, "Retain", lambda: Retain(texts=("Name a fruit.",) * 8, n_images=8))
+    monkeypatch.setattr(erasure, "other_names", functools.partial(other_names, most=4))
 
     def erase(*flags, **options):
         given = {
