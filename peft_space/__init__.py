@@ -1,59 +1,23 @@
-"""Erase a concept from a multimodal model by its name. Importing the package registers SPACE with PEFT."""
+"""Erase a concept from a multimodal model by its name. Using any name of the package registers SPACE with PEFT.
 
-from .adapter import base_fingerprint, export_lora, load_erasure, merge_and_save, save_erasure_adapter
-from .anchors import Anchors, FeatureIndex, index_images, select_anchors
-from .attacks import AuditReport, NoiseBudget, RelearningBudget, audit_erasure
-from .concepts import Concept, PublicImages, Retain, load_public_images
-from .erasure import ErasureResult, erase
-from .evaluation import ErasureReport, EvaluatedSet, Example, evaluate_erasure
-from .figures import plot_erasure
-from .hub import inspect_erasure, push_erasure, verify_redacted
-from .loading import load_base
-from .subspace import LeakReport, RetainedSubspace, fit_retained_subspace, leak, leak_between
-from .training import SpaceTrainer, SpaceTrainingArguments
-from .tuner import SpaceConfig, SpaceModel, attach_subspace, bake, has_subspace, scale_adapter, targeted_modules
+A name is loaded when it is first used, from where `__init__.pyi` says: until then nothing is imported, so that the
+command line can answer at once. Where PEFT has been imported before, SPACE is registered with the package's import.
+"""
 
-__all__ = [
-    "Anchors",
-    "AuditReport",
-    "Concept",
-    "ErasureReport",
-    "ErasureResult",
-    "EvaluatedSet",
-    "Example",
-    "FeatureIndex",
-    "LeakReport",
-    "NoiseBudget",
-    "PublicImages",
-    "RelearningBudget",
-    "Retain",
-    "RetainedSubspace",
-    "SpaceConfig",
-    "SpaceModel",
-    "SpaceTrainer",
-    "SpaceTrainingArguments",
-    "attach_subspace",
-    "audit_erasure",
-    "bake",
-    "base_fingerprint",
-    "erase",
-    "evaluate_erasure",
-    "export_lora",
-    "fit_retained_subspace",
-    "has_subspace",
-    "index_images",
-    "inspect_erasure",
-    "leak",
-    "leak_between",
-    "load_base",
-    "load_erasure",
-    "load_public_images",
-    "merge_and_save",
-    "plot_erasure",
-    "push_erasure",
-    "save_erasure_adapter",
-    "scale_adapter",
-    "select_anchors",
-    "targeted_modules",
-    "verify_redacted",
-]
+import sys
+from importlib import import_module
+from typing import Any
+
+import lazy_loader
+
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    value = _load(name)
+    import_module(".tuner", __name__)
+    return value
+
+
+if "peft" in sys.modules:
+    import_module(".tuner", __name__)

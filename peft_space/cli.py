@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +16,12 @@ from rich.console import Console
 from . import console as view
 from .progress import Stages
 
-FAILED, MISUSED = 1, 2
-"""Exit statuses: something failed in a stage, and the command line could be told wrong before any work."""
+FAILED, MISUSED, STOPPED = 1, 2, 130
+"""Exit statuses: something failed in a stage, the command line could be told wrong before any work, and Ctrl-C."""
 
 app = typer.Typer(
     help="Erases a concept from a vision-language model by its name.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -44,6 +43,24 @@ class Search(StrEnum):
     FAISS = "faiss"
 
 
+class Progress(StrEnum):
+    AUTO = "auto"
+    JSON = "json"
+
+
+def _from_file(context: typer.Context, file: Path | None) -> None:
+    if file is not None and not context.resilient_parsing:
+        with _in_one_line(False, MISUSED):
+            from .configuration import options_from
+
+            context.default_map = options_from(file, context)
+
+
+def _examples(*lines: str) -> str:
+    """What stands below the help of a command."""
+    return "\n\n".join(["Examples:", *lines])
+
+
 TextKnowledgeOption = Annotated[
     TextKnowledge, typer.Option(help="What becomes of what the model says of the name in text.")
 ]
@@ -58,9 +75,25 @@ AnyPicturesOption = Annotated[
 TargetImagesOption = Annotated[
     str | None, typer.Option(metavar="FOLDER_OR_DATASET", help="Pictures of the concept, if there are any.")
 ]
-AliasOption = Annotated[list[str] | None, typer.Option(help="Another name of the same thing; repeatable.")]
+AliasOption = Annotated[
+    list[str] | None, typer.Option("--alias", "--aliases", help="Another name of the same thing; repeatable.")
+]
 QuestionOption = Annotated[
-    list[str] | None, typer.Option(help="How the model is asked for the name beside a picture; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--question", "--questions", help="How the model is asked for the name beside a picture; repeatable."
+    ),
+]
+AskedOption = Annotated[
+    list[str] | None,
+    typer.Option("--question", "--questions", help="How the erasure asked for the name beside a picture; repeatable."),
+]
+AskedInTextOption = Annotated[
+    list[str] | None,
+    typer.Option("--text-question", "--text-questions", help="What it asked in text; holds {name}; repeatable."),
+]
+OtherOption = Annotated[
+    list[str] | None, typer.Option("--other", "--others", help="Another concept's name; repeatable.")
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Read at most so many public pictures.")]
 ColumnOption = Annotated[str, typer.Option(help="The column of a data set that holds the pictures.")]
@@ -86,6 +119,21 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of everything that is draw
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the report here.")
 ]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.yaml",
+        is_eager=True,
+        expose_value=False,
+        callback=_from_file,
+        help="Options from a YAML file; those given here come first.",
+    ),
+]
+ProgressOption = Annotated[
+    Progress,
+    typer.Option(help="'json': how far it has come, an object a line on standard error."),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 AdapterArgument = Annotated[str, typer.Argument(metavar="REPO_OR_PATH", help="An erasure adapter: Hub id or folder.")]
 OutputArgument = Annotated[Path, typer.Argument(metavar="OUTPUT", help="New or empty folder.")]
@@ -97,7 +145,12 @@ TokenOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "peft-space demo",
+        "peft-space demo --concept kelzil --text-knowledge erase --output gone",
+    ),
+)
 def demo(
     concept: Annotated[
         str | None, typer.Option(help="A creature of the test bed; by default one that nothing was tuned on.")
@@ -105,35 +158,42 @@ def demo(
     text_knowledge: TextKnowledgeOption = TextKnowledge.KEEP,
     seed: SeedOption = 0,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="New or empty folder. [default: ./erased/CONCEPT]")
+        Path | None,
+        typer.Option(
+            "--output", "--output-dir", metavar="DIR", help="New or empty folder. [default: ./erased/CONCEPT]"
+        ),
     ] = None,
     load_in_4bit: In4BitOption = False,
     load_in_8bit: In8BitOption = False,
     json_file: JsonOption = None,
+    config: ConfigOption = None,
+    progress: ProgressOption = Progress.AUTO,
     debug: DebugOption = False,
 ) -> None:
     """Erase a creature from the small model that ships with the package, offline, and see what it did."""
-    with _in_one_line(debug, MISUSED):
-        from .demo import default_creature, run_demo
-        from .report import check_output, write_json
-        from .testbed.bestiary import creature
+    display = view.display(progress.value)
+    with ExitStack() as held:
+        with _in_one_line(debug, MISUSED, display):
+            from .demo import default_creature, run_demo
+            from .report import write_json
+            from .testbed.bestiary import creature
 
-        _quiet_libraries()
-        name = creature(concept if concept is not None else default_creature()).name
-        folder = check_output(output or Path("erased") / name, "output")
-    display = view.StageDisplay()
-    with _in_one_line(debug, FAILED, display), display:
-        report = run_demo(
-            name,
-            output_dir=folder,
-            text_knowledge=text_knowledge.value,
-            seed=seed,
-            load_in_4bit=load_in_4bit,
-            load_in_8bit=load_in_8bit,
-            progress=display,
-        )
-        if json_file is not None:
-            write_json(json_file, report)
+            _quiet_libraries()
+            name = creature(concept if concept is not None else default_creature()).name
+            folder = output or Path("erased") / name
+            _hold(held, folder)
+        with _in_one_line(debug, FAILED, display, folder), display:
+            report = run_demo(
+                name,
+                output_dir=folder,
+                text_knowledge=text_knowledge.value,
+                seed=seed,
+                load_in_4bit=load_in_4bit,
+                load_in_8bit=load_in_8bit,
+                progress=display,
+            )
+            if json_file is not None:
+                write_json(json_file, report)
     out = Console()
     out.print(view.marks_table(report["before"], report["after"]))
     out.print(view.answers_table(report["answers"]))
@@ -146,16 +206,27 @@ def demo(
     )
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        'peft-space erase --model MODEL --concept "the name" --public-images pictures --output gone',
+        'peft-space erase --model MODEL --concept "J. Doe" --alias "Jane Doe" --public-images pictures --output gone',
+        "peft-space erase --config request.yaml --output gone",
+    ),
+)
 def erase(
     model: ModelOption,
     concept: Annotated[str, typer.Option(metavar="TEXT", help="The name to erase.")],
     public_images: PublicImagesOption,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for the adapter.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--output-dir", metavar="DIR", help="New or empty folder for the adapter.")
+    ],
     alias: AliasOption = None,
     question: QuestionOption = None,
     text_question: Annotated[
-        list[str] | None, typer.Option(help="What it is asked in text; holds {name}; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--text-question", "--text-questions", help="What it is asked in text; holds {name}; repeatable."
+        ),
     ] = None,
     referent: Annotated[
         str | None, typer.Option(help="What stands for {name} beside a picture, 'this animal', say.")
@@ -188,80 +259,90 @@ def erase(
     ] = False,
     seed: SeedOption = 0,
     json_file: JsonOption = None,
+    config: ConfigOption = None,
+    progress: ProgressOption = Progress.AUTO,
     debug: DebugOption = False,
 ) -> None:
     """Erase a concept from any vision-language model of transformers."""
     began = time.perf_counter()
-    with _in_one_line(debug, MISUSED):
-        from . import SpaceConfig, SpaceTrainingArguments, index_images, select_anchors
-        from . import erase as erase_concept
-        from ._peft import quantised_modules
-        from .concepts import Concept, Retain
-        from .processes import leads
-        from .report import adapter_facts, peak_memory_mib, write_json
-        from .tuner import describe_targets, targeted_modules
+    display = view.display(progress.value)
+    with ExitStack() as held:
+        with _in_one_line(debug, MISUSED, display):
+            from . import SpaceConfig, SpaceTrainingArguments, index_images, select_anchors
+            from . import erase as erase_concept
+            from ._peft import quantised_modules
+            from .concepts import Concept, Retain
+            from .processes import leads
+            from .report import peak_memory_mib, write_json
+            from .tuner import describe_targets, targeted_modules
 
-        _quiet_libraries()
-        _check_output(output)
-        asked = _given(
-            questions=question, text_questions=text_question, referent=referent, generic_question=generic_question
-        )
-        wanted = Concept(concept, tuple(alias or ()), **asked)
-        chosen = _given(max_steps=max_steps, learning_rate=learning_rate)
-        args = SpaceTrainingArguments(seed=seed, use_cpu=device == "cpu", **chosen)
-        retain = Retain(protect=tuple(protect or ()))
-        config = None if rank is None else SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)
-    with _shared_stages(debug) as (stages, display):
-        with stages.stage("model"):
-            loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
-        with stages.stage("images"):
-            public = index_images(
-                loaded, processor, public_images, cache, limit=limit, image_column=image_column, split=split
+            _quiet_libraries()
+            features = _hold(held, output) / "features"
+            asked = _given(
+                questions=question, text_questions=text_question, referent=referent, generic_question=generic_question
             )
-        with stages.stage("anchors"):
-            anchors = select_anchors(
+            wanted = Concept(concept, tuple(alias or ()), **asked)
+            chosen = _given(max_steps=max_steps, learning_rate=learning_rate)
+            args = SpaceTrainingArguments(seed=seed, use_cpu=device == "cpu", **chosen)
+            retain = Retain(protect=tuple(protect or ()))
+            config = None if rank is None else SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)
+        with _shared_stages(debug, display, output) as stages:
+            with stages.stage("model"):
+                loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
+            with stages.stage("images"):
+                public = index_images(
+                    loaded,
+                    processor,
+                    public_images,
+                    cache or features,
+                    limit=limit,
+                    image_column=image_column,
+                    split=split,
+                )
+            with stages.stage("anchors"):
+                anchors = select_anchors(
+                    loaded,
+                    processor,
+                    wanted,
+                    public,
+                    drop_recognised=drop_recognised,
+                    **_how_many(n_anchors),
+                    **_given(batch_size=1 if low_memory else None),
+                )
+            result = erase_concept(
                 loaded,
                 processor,
                 wanted,
                 public,
-                drop_recognised=drop_recognised,
-                **_how_many(n_anchors),
-                **_given(batch_size=1 if low_memory else None),
+                text_knowledge=text_knowledge.value,
+                retain=retain,
+                config=config,
+                args=args,
+                seed=seed,
+                anchors=anchors,
+                low_memory=low_memory,
+                # both stages are done
+                progress=lambda stage, *how_far: display(stage, *how_far) if stage not in stages.seconds else None,
+                **_given(energy=energy),
             )
-        result = erase_concept(
-            loaded,
-            processor,
-            wanted,
-            public,
-            text_knowledge=text_knowledge.value,
-            retain=retain,
-            config=config,
-            args=args,
-            output_dir=output,
-            seed=seed,
-            anchors=anchors,
-            low_memory=low_memory,
-            # both stages are done
-            progress=lambda stage, *how_far: display(stage, *how_far) if stage not in stages.seconds else None,
-            **_given(energy=energy),
-        )
-        seconds = result.report["seconds"] | stages.seconds
-        if not leads():
-            return
-        report = result.report | {
-            "model": model,
-            "seconds": seconds | {"total": round(time.perf_counter() - began, 2)},
-            "peak_memory_mib": peak_memory_mib(),
-            "adapter": adapter_facts(output),
-        }
-        write_json(output / "report.json", report)
-        if json_file is not None:
-            write_json(json_file, report)
+            seconds = result.report["seconds"] | stages.seconds
+            if not leads():
+                return
+            skipped = public.skipped
+            told = {
+                "model": model,
+                "seconds": seconds | {"total": round(time.perf_counter() - began, 2)},
+                "peak_memory_mib": peak_memory_mib(),
+            }
+            with stages.stage("saving"):
+                report = result.save(output, result.report | told)
+            if json_file is not None:
+                write_json(json_file, report)
     out = Console()
     few_bits = quantised_modules(result.model.get_base_model())
     if few_bits:
         _print(out, f"Stored in {4 if load_in_4bit else 8} bits:", describe_targets(few_bits))
-    _print(out, *_skipped(public.skipped), "Targeted:", describe_targets(targeted_modules(result.model)))
+    _print(out, *_skipped(skipped), "Targeted:", describe_targets(targeted_modules(result.model)))
     out.print(view.gauges_table(report["gauges"]))
     out.print(view.verdict(report))
     _print(
@@ -275,7 +356,11 @@ def erase(
     )
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "peft-space index --model MODEL --public-images pictures --cache features",
+    ),
+)
 def index(
     model: ModelOption,
     public_images: PublicImagesOption,
@@ -289,10 +374,12 @@ def index(
     load_in_4bit: In4BitOption = False,
     load_in_8bit: In8BitOption = False,
     json_file: JsonOption = None,
+    progress: ProgressOption = Progress.AUTO,
     debug: DebugOption = False,
 ) -> None:
     """Compute the features of public images once, for any number of concepts; goes on where it was stopped."""
-    with _shared_stages(debug) as (stages, _):
+    display = view.display(progress.value)
+    with _shared_stages(debug, display, cache) as stages:
         from . import index_images
         from .processes import leads
         from .report import skipped_images, write_json
@@ -330,12 +417,18 @@ def index(
     )
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        'peft-space anchors --model MODEL --concept "the name" --public-images pictures --output found',
+    ),
+)
 def anchors(
     model: ModelOption,
     concept: Annotated[str, typer.Option(metavar="TEXT", help="The name to look for.")],
     public_images: PublicImagesOption,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for what is found.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--output-dir", metavar="DIR", help="New or empty folder for what is found.")
+    ],
     alias: AliasOption = None,
     question: QuestionOption = None,
     limit: LimitOption = None,
@@ -351,83 +444,99 @@ def anchors(
     load_in_4bit: In4BitOption = False,
     load_in_8bit: In8BitOption = False,
     json_file: JsonOption = None,
+    progress: ProgressOption = Progress.AUTO,
     debug: DebugOption = False,
 ) -> None:
     """See which pictures would stand for a concept, without erasing it."""
-    with _in_one_line(debug, MISUSED):
-        from . import index_images, select_anchors
-        from .adapter import whole_folder
-        from .concepts import Concept
-        from .processes import leads
-        from .report import anchor_images, skipped_images, write_json
+    display = view.display(progress.value)
+    with ExitStack() as held:
+        with _in_one_line(debug, MISUSED, display):
+            from . import index_images, select_anchors
+            from .adapter import whole_folder
+            from .concepts import Concept
+            from .processes import leads
+            from .report import anchor_images, skipped_images, write_json
 
-        _quiet_libraries()
-        _check_output(output)
-        wanted = Concept(concept, tuple(alias or ()), **_given(questions=question))
-    with _shared_stages(debug) as (stages, _):
-        with stages.stage("model"):
-            loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
-        size = _given(batch_size=batch_size)
-        with stages.stage("images"):
-            public = index_images(
-                loaded, processor, public_images, cache, limit=limit, image_column=image_column, split=split, **size
-            )
-        with stages.stage("anchors"):
-            found = select_anchors(
-                loaded,
-                processor,
-                wanted,
-                public,
-                drop_recognised=drop_recognised,
-                search=search.value,
-                **_how_many(n_anchors),
-                **size,
-            )
-        if not leads():
-            return
-        report: dict[str, Any] = {
-            "model": model,
-            "concept": wanted.name,
-            "aliases": list(wanted.aliases),
-            "anchors": found.diagnostics(),
-            "anchor_images": anchor_images(found),
-            "skipped_images": skipped_images(public.skipped),
-            "seconds": stages.seconds,
-        }
-        with whole_folder(output) as draft:
-            found.contact_sheet().save(draft / "anchors.png")
-            found.write_scores(draft / "anchors.csv")
-            write_json(draft / "anchors.json", report)
-        if json_file is not None:
-            write_json(json_file, report)
+            _quiet_libraries()
+            features = _hold(held, output) / "features"
+            wanted = Concept(concept, tuple(alias or ()), **_given(questions=question))
+        with _shared_stages(debug, display, output) as stages:
+            with stages.stage("model"):
+                loaded, processor = _loaded(model, dtype, device, load_in_4bit, load_in_8bit)
+            size = _given(batch_size=batch_size)
+            with stages.stage("images"):
+                public = index_images(
+                    loaded,
+                    processor,
+                    public_images,
+                    cache or features,
+                    limit=limit,
+                    image_column=image_column,
+                    split=split,
+                    **size,
+                )
+            with stages.stage("anchors"):
+                found = select_anchors(
+                    loaded,
+                    processor,
+                    wanted,
+                    public,
+                    drop_recognised=drop_recognised,
+                    search=search.value,
+                    **_how_many(n_anchors),
+                    **size,
+                )
+            if not leads():
+                return
+            skipped = public.skipped
+            report: dict[str, Any] = {
+                "model": model,
+                "concept": wanted.name,
+                "aliases": list(wanted.aliases),
+                "anchors": found.diagnostics(),
+                "anchor_images": anchor_images(found),
+                "skipped_images": skipped_images(skipped),
+                "seconds": stages.seconds,
+            }
+            with whole_folder(output) as draft:
+                found.contact_sheet().save(draft / "anchors.png")
+                found.write_scores(draft / "anchors.csv")
+                write_json(draft / "anchors.json", report)
+            if json_file is not None:
+                write_json(json_file, report)
     out = Console()
     out.print(view.histogram_table(report["anchors"]["histogram"], report["anchors"]["threshold"]))
     best, mean, worst = report["anchors"]["anchor_log_likelihood"]
     _print(
         out,
-        *_skipped(public.skipped),
+        *_skipped(skipped),
         f"{len(found)} anchors of {report['anchors']['public_images']} pictures; log p of the name per token: "
         f"{best:.2f} best, {mean:.2f} mean, {worst:.2f} worst.",
         f"anchors.png, anchors.csv and anchors.json are in {output}.",
     )
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        'peft-space evaluate --model MODEL --adapter gone --concept "the name" --public-images pictures',
+    ),
+)
 def evaluate(
-    model: Annotated[str, typer.Option(metavar="ID_OR_PATH", help="The base that the adapter was made for.")],
+    model: Annotated[
+        str, typer.Option("--model", "--base", metavar="ID_OR_PATH", help="The base that the adapter was made for.")
+    ],
     adapter: Annotated[str, typer.Option(metavar="REPO_OR_PATH", help="The erasure adapter: Hub id or folder.")],
     concept: Annotated[str, typer.Option(metavar="TEXT", help="The name that was erased.")],
     alias: AliasOption = None,
-    question: Annotated[
-        list[str] | None, typer.Option(help="How the erasure asked for the name beside a picture; repeatable.")
-    ] = None,
-    text_question: Annotated[
-        list[str] | None, typer.Option(help="What it asked in text; holds {name}; repeatable.")
-    ] = None,
+    question: AskedOption = None,
+    text_question: AskedInTextOption = None,
     unseen_question: Annotated[
-        list[str] | None, typer.Option(help="How the name is asked for in other words; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--unseen-question", "--unseen-questions", help="How the name is asked for in other words; repeatable."
+        ),
     ] = None,
-    other: Annotated[list[str] | None, typer.Option(help="Another concept's name; repeatable.")] = None,
+    other: OtherOption = None,
     public_images: AnyPicturesOption = None,
     target_images: TargetImagesOption = None,
     limit: LimitOption = None,
@@ -447,10 +556,12 @@ def evaluate(
     revision: RevisionOption = None,
     token: TokenOption = None,
     json_file: JsonOption = None,
+    progress: ProgressOption = Progress.AUTO,
     debug: DebugOption = False,
 ) -> None:
     """Measure what an erasure took and what it left, with or without a picture of the concept."""
-    with _in_one_line(debug, MISUSED):
+    display = view.display(progress.value)
+    with _in_one_line(debug, MISUSED, display):
         from . import load_erasure, load_public_images
         from .concepts import Concept
         from .evaluation import evaluate_erasure
@@ -458,7 +569,6 @@ def evaluate(
 
         _quiet_libraries()
         wanted = Concept(concept, tuple(alias or ()), **_given(questions=question, text_questions=text_question))
-    display = view.StageDisplay()
     stages = Stages(display)
     with _in_one_line(debug, FAILED, display), display:
         with stages.stage("model"):
@@ -495,7 +605,12 @@ def evaluate(
         _print(out, f"There is no collateral curve to draw: {report.unknown['collateral']}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "peft-space audit gone --base MODEL --public-images pictures",
+        "peft-space audit gone --base MODEL --target-images theirs --attacks relearning --attacks wording",
+    ),
+)
 def audit(
     adapter: AdapterArgument,
     base: Annotated[str, typer.Option(metavar="ID_OR_PATH", help="The base that the adapter was made for.")],
@@ -503,20 +618,19 @@ def audit(
         str | None, typer.Option(metavar="TEXT", help="The erased name. [default: the one the adapter tells]")
     ] = None,
     alias: AliasOption = None,
-    question: Annotated[
-        list[str] | None, typer.Option(help="How the erasure asked for the name beside a picture; repeatable.")
-    ] = None,
-    text_question: Annotated[
-        list[str] | None, typer.Option(help="What it asked in text; holds {name}; repeatable.")
-    ] = None,
-    other: Annotated[list[str] | None, typer.Option(help="Another concept's name; repeatable.")] = None,
+    question: AskedOption = None,
+    text_question: AskedInTextOption = None,
+    other: OtherOption = None,
     oracle: Annotated[
         str | None, typer.Option(metavar="ID_OR_PATH", help="A model trained like the base without the concept.")
     ] = None,
     target_images: TargetImagesOption = None,
     public_images: AnyPicturesOption = None,
     attacks: Annotated[
-        list[str] | None, typer.Option(metavar="KIND", help="A kind of attack, or 'all'; repeatable. [default: all]")
+        list[str] | None,
+        typer.Option(
+            "--attacks", "--attack", metavar="KIND", help="A kind of attack, or 'all'; repeatable. [default: all]"
+        ),
     ] = None,
     limit: LimitOption = None,
     image_column: ColumnOption = "image",
@@ -532,16 +646,18 @@ def audit(
     seed: SeedOption = 0,
     revision: RevisionOption = None,
     token: TokenOption = None,
+    config: ConfigOption = None,
+    progress: ProgressOption = Progress.AUTO,
     debug: DebugOption = False,
 ) -> None:
     """Attack an erasure and see what stands; writes audit.json, audit.md and the adapter's model card."""
-    with _in_one_line(debug, MISUSED):
+    display = view.display(progress.value)
+    with _in_one_line(debug, MISUSED, display):
         from . import load_erasure, load_public_images
         from .attacks import ATTACKS, audit_erasure
         from .concepts import Concept
         from .evaluation.seen import anchors_of
         from .hub import inspect_erasure, record_attacks
-        from .progress import Stages
 
         _quiet_libraries()
         kinds = [kind for kind in attacks or ("all",) if kind != "all"]
@@ -555,7 +671,6 @@ def audit(
             )
         asked = _given(questions=question, text_questions=text_question)
         wanted = Concept(names[0], (*names[1:], *(() if concept else alias or ())), **asked)
-    display = view.StageDisplay()
     stages = Stages(display)
     with _in_one_line(debug, FAILED, display), display:
         with stages.stage("model"):
@@ -596,7 +711,12 @@ def audit(
     _print(out, f"audit.json, audit.md and the figures are in {folder}.{card}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "peft-space push gone me/an-erasure --private",
+        'peft-space push gone me/an-erasure --redact --also-redact "the nickname"',
+    ),
+)
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `erase` or `demo` saved.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: 'owner/name'; made if not there.")],
@@ -646,7 +766,11 @@ def push(
     _print(out, f"Published: {commit.pr_url or commit.commit_url}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "peft-space merge gone merged",
+    ),
+)
 def merge(
     adapter: AdapterArgument,
     output: OutputArgument,
@@ -662,20 +786,24 @@ def merge(
     debug: DebugOption = False,
 ) -> None:
     """Write an erasure into the weights for good, so that it can't be taken off again."""
-    with _in_one_line(debug, MISUSED):
-        from .report import check_output
+    with ExitStack() as held:
+        with _in_one_line(debug, MISUSED):
+            _hold(held, output)
+        with _in_one_line(debug, FAILED):
+            from . import merge_and_save
 
-        check_output(output, "output")
-    with _in_one_line(debug, FAILED):
-        from . import merge_and_save
-
-        _quiet_libraries()
-        where = _given(revision=revision, token=token)
-        merge_and_save(adapter, base, output, dtype=dtype.value, check_base=not any_base, **where)
+            _quiet_libraries()
+            where = _given(revision=revision, token=token)
+            merge_and_save(adapter, base, output, dtype=dtype.value, check_base=not any_base, **where)
     _print(Console(), f"The merged model is in {output}. It needs no adapter and no `peft_space`.")
 
 
-@app.command("export-lora")
+@app.command(
+    "export-lora",
+    epilog=_examples(
+        "peft-space export-lora gone lora",
+    ),
+)
 def export_lora(
     adapter: AdapterArgument,
     output: OutputArgument,
@@ -684,19 +812,22 @@ def export_lora(
     debug: DebugOption = False,
 ) -> None:
     """Write an erasure as a LoRA adapter and nothing else, for tools that load LoRA."""
-    with _in_one_line(debug, MISUSED):
-        from .report import check_output
+    with ExitStack() as held:
+        with _in_one_line(debug, MISUSED):
+            _hold(held, output)
+        with _in_one_line(debug, FAILED):
+            from . import export_lora as export
 
-        check_output(output, "output")
-    with _in_one_line(debug, FAILED):
-        from . import export_lora as export
-
-        _quiet_libraries()
-        export(adapter, output, **_given(revision=revision, token=token))
+            _quiet_libraries()
+            export(adapter, output, **_given(revision=revision, token=token))
     _print(Console(), f"The LoRA adapter is in {output}.")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        'peft-space inspect me/an-erasure --name "the name"',
+    ),
+)
 def inspect(
     adapter: AdapterArgument,
     name: Annotated[
@@ -781,41 +912,49 @@ def _print(out: Console, *lines: str) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _check_output(output: Path) -> None:
-    """What `check_output` does, by the one process that will write there."""
+def _hold(held: ExitStack, output: Path) -> Path:
+    """Keeps `output` for this job until the stack is left; where what is not finished of it lies."""
     from .processes import leads, together
-    from .report import check_output
+    from .unfinished import unfinished, unfinished_folder
 
     with together():
         if leads():
-            check_output(output, "output")
+            held.enter_context(unfinished(output, "output"))
+    return unfinished_folder(output)
 
 
 @contextmanager
-def _shared_stages(debug: bool) -> Iterator[tuple[Stages, view.StageDisplay]]:
+def _shared_stages(debug: bool, display: view.Display, output: Path) -> Iterator[Stages]:
     """The stages of a job that several processes may share; the first of them shows how far they have come."""
     from .processes import leads, together
 
-    display = view.StageDisplay()
-    with _in_one_line(debug, FAILED, display), together():
+    with _in_one_line(debug, FAILED, display, output), together():
         display.console.quiet = not leads()
         with display:
-            yield Stages(display), display
+            yield Stages(display)
 
 
 @contextmanager
-def _in_one_line(debug: bool, status: int, display: view.StageDisplay | None = None) -> Iterator[None]:
+def _in_one_line(
+    debug: bool, status: int, display: view.Display | None = None, output: Path | None = None
+) -> Iterator[None]:
     """Turns errors into one line and an exit status, and the warnings of this package into a line each.
 
     Of several processes the first one speaks; it hears of what failed in another.
-    """
-    from .processes import leads
 
-    errors = Console(stderr=True)
+    Args:
+        output: where the job writes, so that whoever stops it learns what is kept.
+    """
+    display = display or view.StageDisplay()
+
+    def say(event: str, text: str) -> None:
+        from .processes import leads
+
+        if leads():
+            display.say(event, text)
 
     def warn(message: Warning | str, *where: Any, **rest: Any) -> None:
-        if leads():
-            _print(errors, f"warning: {message}")
+        say("warning", str(message))
 
     try:
         with warnings.catch_warnings():
@@ -824,14 +963,29 @@ def _in_one_line(debug: bool, status: int, display: view.StageDisplay | None = N
             warnings.filterwarnings("default", module=r"peft_space\b")
             warnings.showwarning = warn
             yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        say("stopped", f"{_kept(output)} Run the same command again to go on.")
+        raise typer.Exit(STOPPED) from None
     except Exception as error:
         if debug:
             raise
-        stage = f" in the stage '{display.stage}'" if display is not None and display.stage else ""
         kind = "" if type(error) in (ValueError, TypeError, OSError) else f"{type(error).__name__}: "
-        if leads():
-            _print(errors, f"error{stage}: {kind}{' '.join(str(error).split())}")
+        say("error", f"{kind}{' '.join(str(error).split())}")
         raise typer.Exit(status) from None
+
+
+def _kept(output: Path | None) -> str:
+    """What is kept of a job that was stopped, in words."""
+    from .unfinished import kept
+
+    folder = None if output is None else kept(output)
+    if folder is not None:
+        return f"What was done so far is kept in {folder}."
+    if output is not None and output.is_dir() and any(output.iterdir()):
+        return f"What was done so far is kept in {output}."
+    return "Nothing is left behind."
 
 
 if __name__ == "__main__":

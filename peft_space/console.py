@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
-
-from .processes import leads
 
 MARKS = {
     "forget_accuracy": "target images called by the name",
@@ -53,6 +61,7 @@ class StageDisplay:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[doing]}"),
+            TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -82,6 +91,72 @@ class StageDisplay:
             self.console.print(f"{stage}: {time.perf_counter() - self._began:.1f} s", highlight=False)
         self.stage = ""
 
+    def say(self, event: str, text: str) -> None:
+        """A line about an event: an "error", a "warning", or that the job was "stopped"."""
+        where = f" in the stage '{self.stage}'" if self.stage and event != "warning" else ""
+        self.console.print(f"{event}{where}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+class StageLines:
+    """A listener for `progress.Stages` that writes for programs: a JSON object a line.
+
+    Each has an `event` and the `stage`: "begin"; "progress" with what it is `doing`, `done` of `total` units, and an
+    estimate of the seconds `left` of that; "end" with the `seconds` it took; "warning", "error" and "stopped" with a
+    `text`.
+
+    Args:
+        console: as for `StageDisplay`.
+    """
+
+    EVERY = 0.5
+    """Seconds between two lines about the same."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.stage = ""
+        self._began = 0.0
+        self._about: tuple[str, int] | None = None
+        self._since = self._told = (0.0, 0)
+
+    def __enter__(self) -> StageLines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __call__(self, stage: str, doing: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if not doing and not done:
+            self.stage, self._began, self._about = stage, now, None
+            self._write("begin")
+        elif not doing:
+            self._write("end", seconds=round(now - self._began, 2))
+            self.stage = ""
+        else:
+            if self._about != (doing, total) or done < self._told[1]:
+                self._about, self._since, self._told = (doing, total), (now, done), (0.0, done)
+            if now - self._told[0] >= self.EVERY:
+                self._told = now, done
+                began, first = self._since
+                left = round((now - began) / (done - first) * (total - done), 1) if done > first else None
+                self._write("progress", doing=doing, done=done, total=total, left=left)
+
+    def say(self, event: str, text: str) -> None:
+        """As `StageDisplay.say`."""
+        self._write(event, text=text)
+
+    def _write(self, event: str, **more: Any) -> None:
+        line = json.dumps({"event": event, "stage": self.stage or None, **more})
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+Display = StageDisplay | StageLines
+
+
+def display(kind: str) -> Display:
+    """The listener for `--progress`: "auto" or "json"."""
+    return StageLines() if kind == "json" else StageDisplay()
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,6 +170,8 @@ def shows_progress(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def shown(*args: P.args, **kwargs: P.kwargs) -> R:
+        from .processes import leads
+
         progress = kwargs.pop("progress", True)
         if not leads():
             progress = None

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from . import testbed
 from .erasure import erase
 from .progress import Listener, Stages
-from .report import adapter_facts, check_output, peak_memory_mib, write_json
+from .report import peak_memory_mib
 from .testbed.bestiary import CREATURES, creature, siblings
+from .unfinished import writes_output
 
 # how many of the exam's questions of each topic are shown side by side
 _SHOWN = {
@@ -30,6 +31,7 @@ def default_creature() -> str:
     return next(known.name for known in CREATURES if known.family not in testbed.TUNING_FAMILIES)
 
 
+@writes_output
 def run_demo(
     concept: str | None = None,
     *,
@@ -64,7 +66,6 @@ def run_demo(
     """
     began = time.perf_counter()
     name = creature(concept if concept is not None else default_creature()).name
-    output_dir = check_output(output_dir)
     stages = Stages(progress)
     with stages.stage("model"):
         if model is None:
@@ -80,7 +81,6 @@ def run_demo(
         public,
         text_knowledge=text_knowledge,
         retain=testbed.retain(),
-        output_dir=output_dir,
         seed=seed,
         progress=progress,
     )
@@ -98,11 +98,9 @@ def run_demo(
         **{key: result.report[key] for key in kept},
         "seconds": seconds,
         "peak_memory_mib": peak_memory_mib(),
-        "adapter": adapter_facts(output_dir),
         "answers": _side_by_side(exam, told_before, told_after),
     }
-    write_json(output_dir / "report.json", report)
-    return report
+    return result.save(output_dir, report)
 
 
 def _side_by_side(

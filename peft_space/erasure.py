@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from .concepts.images import content_key
 from .console import shows_progress
 from .processes import agree, check_joined, check_whole, leads, place, together
 from .progress import Listener, Stages
-from .report import anchor_images, check_output, skipped_images
+from .report import adapter_facts, anchor_images, skipped_images, write_json
 from .subspace import LOW_MOMENT_BUDGET, MOMENT_BUDGET, RetainedSubspace, fit_retained_subspace, leak
 from .training import (
     Gauge,
@@ -54,6 +54,7 @@ from .training import (
 )
 from .training.retained import Retained, gather_about, gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
+from .unfinished import workplace, writes_output
 from .vlm import Prompt, check_multimodal, generate, image_features
 
 
@@ -77,6 +78,30 @@ class ErasureResult:
     path: Path | None = None
     adapter_name: str = "default"
 
+    def save(self, output_dir: str | os.PathLike[str], report: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Writes the adapter, `report.json`, `anchors.png` and the anchors' scores, all of it or nothing.
+
+        Args:
+            output_dir: a folder that is empty or does not exist.
+            report: what to write in the place of `self.report`; what the adapter weighs is added to it.
+
+        Returns:
+            The report as it was written.
+        """
+        output_dir = Path(output_dir)
+        written = dict(self.report if report is None else report)
+        with whole_folder(output_dir) as draft:
+            save_erasure_adapter(self.model, draft, self.adapter_name)
+            self.contact_sheet().save(draft / "anchors.png")
+            joint = isinstance(self.anchors, tuple)
+            for number, some in enumerate(self.anchors if isinstance(self.anchors, tuple) else [self.anchors], 1):
+                some.write_scores(draft / (f"anchors-{number}.csv" if joint else "anchors.csv"))
+            if report is not None:
+                written["adapter"] = adapter_facts(draft) | {"path": str(output_dir)}
+            write_json(draft / "report.json", written)
+        self.path = output_dir
+        return written
+
     def contact_sheet(self) -> Image.Image:
         """The anchors as one picture; those of several concepts one below the other."""
         sheets = [
@@ -89,6 +114,7 @@ class ErasureResult:
 
 
 @together()
+@writes_output
 @shows_progress
 def erase(
     model: nn.Module,
@@ -130,7 +156,8 @@ def erase(
         retain: what must stay; by default drawn from the public images and built-in prompts.
         config: the adapter; by default rank 16 on the language model's attention and MLP.
         args: the training; the dose sets itself.
-        output_dir: where to save the adapter, its report and the contact sheet of the anchors.
+        output_dir: where to save the adapter, its report and the contact sheet of the anchors. A call that was
+            stopped while it trained goes on where the same call finds what it kept beside.
         seed: of everything that is drawn.
         energy: share of the retained inputs' energy whose outputs are held; `None` holds nothing (a control).
         anchors: chosen beforehand with `select_anchors`, where its defaults do not fit; for several concepts one
@@ -159,8 +186,6 @@ def erase(
     """
     if text_knowledge not in ("keep", "erase"):
         raise ValueError(f'`text_knowledge` must be "keep" or "erase"; got {text_knowledge!r}.')
-    if output_dir is not None and leads():
-        check_output(output_dir)
     check_multimodal(model)
     check_whole(model, args)
     if adapter_name in present_adapters(model):
@@ -200,7 +225,7 @@ def erase(
     scratch = None
     if args.save_strategy == "no":
         # the Trainer makes its folder even if it has nothing to write
-        scratch = tempfile.TemporaryDirectory()
+        scratch = tempfile.TemporaryDirectory(prefix="peft-space-")
         args.output_dir = scratch.name
     stages = Stages(progress if callable(progress) else None)
     agree(concept=[one.names for one in concepts], seed=seed, text_knowledge=text_knowledge)
@@ -276,6 +301,7 @@ def erase(
             concept_directions(peft_model, processor, phrases),
             gauges=gauges,
             measure_leak=lambda: leak(peft_model, held_out_batches, adapter_name).mean,
+            keep_in=None if (place_of_work := workplace()) is None else place_of_work / "training",
         )
         entropy = anchor_entropy(peft_model, processor, lessons, batch_size)
         try:
@@ -329,18 +355,8 @@ def erase(
     if output_dir is not None:
         result.path = Path(output_dir)
         if leads():
-            _save(result, chosen, result.path)
+            result.save(output_dir)
     return result
-
-
-def _save(result: ErasureResult, chosen: Sequence[Anchors], path: Path) -> None:
-    """Writes the adapter, the anchors as one picture and the scores of each concept."""
-    with whole_folder(path) as draft:
-        save_erasure_adapter(result.model, draft, result.adapter_name)
-        result.contact_sheet().save(draft / "anchors.png")
-        for number, some in enumerate(chosen, 1):
-            name = f"anchors-{number}.csv" if isinstance(result.anchors, tuple) else "anchors.csv"
-            some.write_scores(draft / name)
 
 
 def _apart(some: Anchors, chosen: Sequence[Anchors]) -> Anchors:

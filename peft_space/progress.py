@@ -38,6 +38,16 @@ class Stages:
             _listener.reset(token)
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Nobody hears how far what is inside has come: it is a part of something that tells so itself."""
+    token = _listener.set(None)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def advance(doing: str, done: int, total: int) -> None:
     """Reports to the listener of the current stage; does nothing where there is none."""
     current = _listener.get()

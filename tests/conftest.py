@@ -4,15 +4,15 @@ import copy
 import functools
 
 import pytest
-import torch
 from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import close_session
 
 from peft_space import Concept, Retain, SpaceTrainingArguments, demo, erasure, testbed
 from peft_space.anchors import elicit, other_names, select_anchors
-from peft_space.testbed.architecture import build_model, build_processor, build_tokenizer
+from peft_space.testbed.architecture import build_processor, build_tokenizer
 from peft_space.testbed.recipe import _texts
 from tests.hub.server import Hub
+from tests.tiny import two_layers
 
 TARGET = "narril"
 
@@ -25,15 +25,7 @@ def processor():
 @pytest.fixture(scope="session")
 def base(processor):
     """Two layers of each of its stacks are kept. Shared by all tests: none may change it."""
-    torch.manual_seed(0)
-    model = build_model(processor.tokenizer).eval()
-    for stack, config in (
-        (model.model.vision_tower.encoder, model.config.vision_config),
-        (model.model.language_model, model.config.text_config),
-    ):
-        stack.layers = stack.layers[:2]
-        config.num_hidden_layers = 2
-    return model
+    return two_layers(processor)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,25 @@
 import copy
+import functools
+import itertools
 import json
 import re
+import resource
+import shlex
+import subprocess
 import sys
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 from transformers.utils import logging
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from peft_space import Retain, cli, demo, erasure, testbed
+import peft_space
+from peft_space import ErasureResult, Retain, SpaceTrainer, SpaceTrainingArguments, cli, erasure, testbed
+from peft_space import console as view
+from peft_space.anchors import other_names
 from peft_space.cli import app
 from peft_space.testbed import recipe
 from tests.tiny import tiny_llama
@@ -45,6 +56,7 @@ def pictures(public, tmp_path_factory):
 def erase(run, checkpoint, pictures, monkeypatch):
     """`peft-space erase` on the checkpoint, with what a test changes; `None` takes an option away."""
     monkeypatch.setattr(erasure, "Retain", lambda: Retain(texts=("Name a fruit.",) * 8, n_images=8))
+    monkeypatch.setattr(erasure, "other_names", functools.partial(other_names, most=4))
 
     def erase(*flags, **options):
         given = {
@@ -72,12 +84,12 @@ def erase(run, checkpoint, pictures, monkeypatch):
     return erase
 
 
-def one_line(result, status):
+def one_line(result, status, word="error"):
     """The line that a failure is told in."""
     assert result.exit_code == status, result.output
     assert "Traceback" not in result.output
     lines = [line for line in result.stderr.splitlines() if not re.fullmatch(r"[a-z ]+: [\d.]+ s", line)]
-    assert len(lines) == 1 and lines[0].startswith("error"), result.stderr
+    assert len(lines) == 1 and lines[0].startswith(word), result.stderr
     return lines[0]
 
 
@@ -96,6 +108,42 @@ def test_help(run, words, told, monkeypatch):
     result = run(*words)
     assert result.exit_code == 0
     assert all(text in result.stdout for text in told)
+
+
+COMMANDS = get_command(app).commands
+EXAMPLES = [
+    line for command in COMMANDS.values() for line in command.epilog.split("\n\n") if line.startswith("peft-space ")
+]
+
+
+def test_every_command_has_examples():
+    assert {shlex.split(line)[1] for line in EXAMPLES} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_examples_can_be_read(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "request.yaml").write_text("model: MODEL\nconcept: the name\npublic_images: pictures\n")
+    program, command, *words = shlex.split(line)
+    context = COMMANDS[command].make_context(command, words)
+    assert program == "peft-space" and all(
+        context.params[parameter.name] is not None for parameter in COMMANDS[command].params if parameter.required
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"), [("peft-space exp", "export-lora"), ("peft-space erase --text-k", "--text-knowledge")]
+)
+def test_the_shell_completes(line, offered):
+    words = {"_PEFT_SPACE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    assert offered in CliRunner().invoke(app, [], env=words, prog_name="peft-space").stdout.split()
+
+
+@pytest.mark.parametrize("command", ["demo", "erase", "audit"])
+def test_what_trains_takes_options_from_a_file(run, command):
+    Path("job.yaml").write_text("no_such_option: 1")
+    line = one_line(run(command, *(["gone"] if command == "audit" else []), "--config", "job.yaml"), 2)
+    assert f"`no_such_option` in job.yaml must be an option of `{command}`: " in line
 
 
 def test_no_command(run):
@@ -187,7 +235,7 @@ def test_demo_on_a_full_disk(run, small_world, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(demo, "write_json", full)
+    monkeypatch.setattr(erasure, "write_json", full)
     assert "No space left on device" in one_line(run("demo", "--output", "out"), 1)
 
 
@@ -215,6 +263,96 @@ def test_erase(erase, tmp_path):
     assert "model.language_model.layers.{0-1}.self_attn.q_proj  x2" in told
     assert "reference" in told and "The dose was" in told and "load_erasure(" in told
     assert [line.split(":")[0] for line in result.stderr.splitlines()].count("anchors") == 1
+
+
+def test_erase_tells_programs_of_an_error(erase):
+    result = erase(progress="json", limit=2)
+    assert result.exit_code == 1
+    told = json.loads(result.stderr.splitlines()[-1])
+    assert (told["event"], told["stage"]) == ("error", "anchors") and "usable anchors" in told["text"]
+
+
+def saved(folder):
+    files = ("adapter_model.safetensors", "adapter_config.json", "anchors.csv")
+    return [(folder / file).read_bytes() for file in files]
+
+
+def test_an_erasure_goes_on_after_a_stop_and_a_full_disk_whatever_the_clock_says(erase, monkeypatch, tmp_path):
+    often = {"dose_every": 1, "dose_readings": 99}
+    monkeypatch.setattr(peft_space, "SpaceTrainingArguments", functools.partial(SpaceTrainingArguments, **often))
+    monkeypatch.setattr(view.StageLines, "EVERY", 0.0)
+    result = erase(output="whole", max_steps=3, progress="json")
+    assert result.exit_code == 0, result.output
+    told = [json.loads(line) for line in result.stderr.splitlines()]
+    begun = [row["stage"] for row in told if row["event"] == "begin"]
+    assert begun == [row["stage"] for row in told if row["event"] == "end" and row["seconds"] >= 0]
+    assert begun == ["model", "images", "anchors", "knowledge", "retained subspace", "training", "report", "saving"]
+    progress = [row for row in told if row["event"] == "progress"]
+    assert {row["stage"] for row in progress} >= {*begun[1:6]}
+    assert {row["doing"] for row in progress} >= {"image features", "likelihood", "statistics", "bases"}
+    steps = [row for row in progress if row["doing"] == "steps"]
+    assert [(row["stage"], row["done"], row["total"]) for row in steps] == [("training", n, 3) for n in (1, 2, 3)]
+    assert steps[0]["left"] is None and steps[1]["left"] > 0 and steps[2]["left"] == 0
+
+    trained, compute, save = [], SpaceTrainer.compute_loss, ErasureResult.save
+
+    def stops_once(trainer, *args, **kwargs):
+        trained.append(trainer.state.global_step)
+        if trained == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return compute(trainer, *args, **kwargs)
+
+    def with_little_room(*args):
+        least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
+        try:
+            return save(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+
+    backwards = itertools.count(2e9, -100)
+    monkeypatch.setattr(time, "time", lambda: next(backwards))
+    monkeypatch.setattr(SpaceTrainer, "compute_loss", stops_once)
+    assert one_line(erase(max_steps=3), 130, "stopped") == (
+        "stopped in the stage 'training': What was done so far is kept in .out.unfinished. "
+        "Run the same command again to go on."
+    )
+    monkeypatch.setattr(ErasureResult, "save", with_little_room)
+    assert "error in the stage 'saving': " in one_line(erase(max_steps=3), 1)
+    assert {path.name for path in tmp_path.iterdir()} == {".out.unfinished", "whole"}
+    assert not (tmp_path / ".out.unfinished" / "draft").exists()
+    monkeypatch.setattr(ErasureResult, "save", save)
+    result = erase("--json", "told.json", max_steps=3)
+    assert result.exit_code == 0, result.output
+    # the step that was stopped, and the two runs after it
+    assert trained == [0, 1, 2, 2, 2]
+    assert saved(tmp_path / "out") == saved(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole", "told.json"}
+    report, undisturbed = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("out", "whole"))
+    assert report == json.loads((tmp_path / "told.json").read_text())
+    assert all(report[key] == undisturbed[key] for key in ("readings", "gauges", "leak", "stopped", "steps"))
+
+
+def test_erase_stopped_before_anything_was_kept(erase, monkeypatch, tmp_path):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peft_space.loading.load_base", stopped)
+    told = one_line(erase(), 130, "stopped")
+    assert told == "stopped in the stage 'model': Nothing is left behind. Run the same command again to go on."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_writes(erase, tmp_path):
+    program = "import sys\nfrom peft_space.unfinished import unfinished\n"
+    program += "with unfinished('out'): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path, text=True
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        told = one_line(erase(), 2)
+        first.stdin.close()
+    assert told.startswith("error: `output` must be a folder that no other process writes; got 'out'")
 
 
 def test_erase_from_a_base_in_4_bits(erase, tmp_path):

@@ -1,4 +1,6 @@
 import io
+import json
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -79,6 +81,60 @@ def test_on_a_terminal_what_is_being_done_and_the_units():
         advance("likelihood", 3, 8)
         display._live.refresh()
     assert "likelihood" in out.getvalue() and "3/8" in out.getvalue()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only moves when it is told to."""
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now.seconds)
+    return now
+
+
+def test_programs_get_a_line_for_each_event(clock):
+    out = io.StringIO()
+    with console.StageLines(Console(file=out, width=20)) as display:
+        stages = Stages(display)
+        with stages.stage("anchors"):
+            for done, seconds in ((0, 0.0), (1, 0.1), (2, 1.9), (6, 2.0)):
+                clock.seconds += seconds
+                advance("likelihood", done, 8)
+            # another thing, and the same once more, are each reckoned from their own beginning
+            advance("answers", 5, 100)
+            advance("likelihood", 0, 8)
+            clock.seconds += 1
+        display.say("warning", "a line\nand [more]")
+        with pytest.raises(ValueError), stages.stage("training"):
+            raise ValueError
+        display.say("error", "failed")
+    told = [json.loads(line) for line in out.getvalue().splitlines()]
+    progress = {"event": "progress", "stage": "anchors"}
+    assert told == [
+        {"event": "begin", "stage": "anchors"},
+        progress | {"doing": "likelihood", "done": 0, "total": 8, "left": None},
+        progress | {"doing": "likelihood", "done": 2, "total": 8, "left": 6.0},
+        progress | {"doing": "likelihood", "done": 6, "total": 8, "left": 1.3},
+        progress | {"doing": "answers", "done": 5, "total": 100, "left": None},
+        progress | {"doing": "likelihood", "done": 0, "total": 8, "left": None},
+        {"event": "end", "stage": "anchors", "seconds": 5.0},
+        {"event": "warning", "stage": None, "text": "a line\nand [more]"},
+        {"event": "begin", "stage": "training"},
+        {"event": "error", "stage": "training", "text": "failed"},
+    ]
+
+
+def test_on_a_terminal_the_time_that_is_left(monkeypatch):
+    now = SimpleNamespace(seconds=0.0)
+    display = console.StageDisplay(Console(file=io.StringIO(), force_terminal=True, width=100))
+    display._live.get_time = lambda: now.seconds
+    with Stages(display).stage("training"):
+        for step in range(4):
+            now.seconds = 10.0 * step
+            advance("steps", step, 12)
+        (task,) = display._live.tasks
+        assert task.time_remaining == 90
+        shown = display._live.columns[-1].render(task).plain
+    assert shown == "0:01:30"
 
 
 def test_marks_are_shown_in_percent():

@@ -33,7 +33,14 @@ from tests.bigram import saying
 from tests.tiny import tiny_llama
 
 RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8, questions_per_image=3)
-FILES = {"adapter_config.json", "adapter_model.safetensors", "space_config.json", "anchors.png", "anchors.csv"}
+FILES = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "space_config.json",
+    "report.json",
+    "anchors.png",
+    "anchors.csv",
+}
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +137,17 @@ def test_the_same_seed_gives_the_same_adapter(run, result, tmp_path):
     again = weights(run(output_dir=tmp_path / "again").path)
     first = weights(result.path)
     assert set(again) == set(first) and all(tensor.equal(first[key]) for key, tensor in again.items())
+
+
+def test_another_number_of_threads_gives_nearly_the_same(run, result, tmp_path):
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2 if n_threads == 1 else 1)
+    try:
+        other = weights(run(output_dir=tmp_path / "other").path)
+    finally:
+        torch.set_num_threads(n_threads)
+    for key, tensor in weights(result.path).items():
+        assert (other[key] - tensor).norm() <= 1e-3 * tensor.norm(), key
 
 
 def test_another_seed_gives_another(run, result, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from peft_space.progress import Stages, advance
+from peft_space.progress import Stages, advance, quietly
 
 
 def test_a_listener_hears_every_stage_begin_go_on_and_end():
@@ -42,6 +42,15 @@ def test_a_stage_that_fails_is_neither_timed_nor_ended():
         raise ValueError
     advance("likelihood", 3, 8)
     assert stages.seconds == {} and heard == [("anchors", "", 0, 1)]
+
+
+def test_what_is_done_quietly_is_not_heard():
+    heard = []
+    with Stages(lambda *how_far: heard.append(how_far[1])).stage("training"):
+        with quietly():
+            advance("likelihood", 3, 8)
+        advance("steps", 1, 2)
+    assert heard == ["", "steps", ""]
 
 
 def test_a_job_inside_another_reports_to_its_own_listener():

@@ -17,10 +17,13 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.utils import logging
+
+from peft_space.testbed.architecture import build_model
 
 WIDTH, VOCABULARY, IMAGE_TOKEN, IMAGE_TOKENS, PIXELS = 32, 64, 63, 4, 16
 
@@ -105,6 +108,19 @@ def tiny_qwen(seed: int = 0) -> PreTrainedModel:
     )
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     logging.set_verbosity(level)
+    return model
+
+
+def two_layers(processor: ProcessorMixin, seed: int = 0) -> PreTrainedModel:
+    """The test bed's model with random weights and two layers in each of its stacks."""
+    torch.manual_seed(seed)
+    model = build_model(processor.tokenizer).eval()
+    for stack, config in (
+        (model.model.vision_tower.encoder, model.config.vision_config),
+        (model.model.language_model, model.config.text_config),
+    ):
+        stack.layers = stack.layers[:2]
+        config.num_hidden_layers = 2
     return model
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -21,6 +20,7 @@ from torch import nn
 from peft_space._peft import adapter_configs, present_adapters
 from peft_space.adapter.fetch import check_weights, fetch_adapter, weights_file
 from peft_space.tuner import SpaceConfig, check_base
+from peft_space.unfinished import unfinished
 
 
 def save_erasure_adapter(
@@ -129,10 +129,12 @@ def load_erasure(
 def whole_folder(directory: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """A folder to write into that takes the place of `directory` when all went well, and vanishes otherwise.
 
-    With `overwrite`, files of the same name are replaced one by one and all others stay.
+    With `overwrite`, files of the same name are replaced one by one and all others stay. What a process that was
+    killed has left is swept away.
 
     Raises:
         FileExistsError: `directory` is a file, or has files in it and `overwrite` is false.
+        ValueError: another process is writing it.
     """
     target = Path(directory)
     if target.exists() and not target.is_dir():
@@ -143,21 +145,23 @@ def whole_folder(directory: str | os.PathLike[str], overwrite: bool = False) -> 
             f"`directory` must be new or empty; got {target}. Do pass `overwrite=True` or another one."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    draft.mkdir()
-    try:
-        yield draft
-        if not occupied:
-            if target.is_dir():
-                target.rmdir()
-            draft.rename(target)
-            return
-        for file in draft.iterdir():
-            if file.is_dir():
-                shutil.rmtree(target / file.name, ignore_errors=True)
-            file.replace(target / file.name)
-    finally:
+    with unfinished(target, "directory", overwrite) as folder:
+        draft = folder / "draft"
         shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            yield draft
+            if not occupied:
+                if target.is_dir():
+                    target.rmdir()
+                draft.rename(target)
+                return
+            for file in draft.iterdir():
+                if file.is_dir():
+                    shutil.rmtree(target / file.name, ignore_errors=True)
+                file.replace(target / file.name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check_base(config: SpaceConfig, model: nn.Module) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from ..processes import gathered, leads, together
 from .index import FeatureIndex
 from .search import Nearest, nearest, rescored, tally
 
-_FILE = "faiss.index"
 _TRAINED_ON = 64
 _CODE = 64
 _AGAIN = 20
@@ -64,10 +65,12 @@ def _inverted(index: FeatureIndex) -> Any:
         raise ImportError(
             "`search='faiss'` needs `faiss`. Install it with `pip install 'peft-space[faiss]'`, or search exactly."
         ) from error
-    file = index.folder / _FILE
+    file = index.folder / f"faiss-{_content(index)}.index"
     # several processes would write the same file
-    if leads() and not _is_newer(file, index.folder):
+    if leads() and not file.exists():
         _build(index, file, faiss)
+        for other in set(index.folder.glob("faiss*.index")) - {file}:
+            other.unlink()
     gathered(None)
     return faiss.read_index(str(file))
 
@@ -84,17 +87,22 @@ def _build(index: FeatureIndex, file: Path, faiss: Any) -> None:
     inverted.train(sample.numpy())
     for _, features, _ in index.chunks():
         inverted.add(_unit(index, features).numpy())
-    beside = file.with_name(f".{file.name}")
-    faiss.write_index(inverted, str(beside))
-    beside.replace(file)
+    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        faiss.write_index(inverted, str(beside))
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _unit(index: FeatureIndex, features: Tensor) -> Tensor:
     return F.normalize(features - index.mean, dim=1)
 
 
-def _is_newer(file: Path, folder: Path) -> bool:
-    return file.exists() and file.stat().st_mtime_ns >= (folder / "whole.safetensors").stat().st_mtime_ns
+def _content(index: FeatureIndex) -> str:
+    """What tells the features of an index from others, whatever the clock says of their files."""
+    with (index.folder / "whole.safetensors").open("rb") as whole:
+        return hashlib.file_digest(whole, "sha256").hexdigest()[:16]
 
 
 def _sampled_counts(index: FeatureIndex, concept: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..progress import advance
 from .index import FeatureIndex
 
 _SLACK = 64
@@ -48,6 +49,7 @@ def nearest(index: FeatureIndex, concept: Tensor, k: int) -> Nearest:
     best, places = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     counts = torch.zeros(_BINS, dtype=torch.long)
     for start, cosine in _cosines(index, concept, common):
+        advance(\"search\", start, len(index))
         counts += tally(cosine)
         top = cosine.topk(min(k + _SLACK, len(cosine)))
         best, places = torch.cat([best, top.values]), torch.cat([places, top.indices + start])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ def run_relearning(bench: Bench, budget: relearning.Budget) -> None:
     def ask(model: nn.Module) -> Any:
         return bench.score(model, asked)
 
+    n_runs = sum(len(rates) for _, rates in budget.learning_rates) * len(budget.n_images) * len(bench.sides.names)
+    number = itertools.count()
     for method, rates in budget.learning_rates:
         for n_images, why in short.items():
             bench.unknown[f"relearning/{method}_{n_images}"] = why
@@ -57,6 +60,7 @@ def run_relearning(bench: Bench, budget: relearning.Budget) -> None:
                         learning_rate=rate,
                         budget=budget,
                         seed=bench.seed,
+                        run=(next(number), n_runs),
                     )
                     for rate in rates
                 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.intervals import Estimate, auc_estimate
+from ..progress import advance
 from ..vlm import Prompt, hidden_states
 from .aims import Aims, Shown
 
@@ -55,7 +57,10 @@ def probe(
     ]
     units = [shown.unit for shown in (*own, *others)]
 
+    n_probes, fitted = sum(map(len, states.values())) * (1 + len(controls)), itertools.count()
+
     def auc(layer: Tensor, yes: Sequence[int], no: Sequence[int]) -> Estimate:
+        advance("probes", next(fitted), n_probes)
         places = [*yes, *no]
         labels = torch.tensor([True] * len(yes) + [False] * len(no))
         found = out_of_fold(layer[places], labels, seed=seed).tolist()

@@ -26,7 +26,7 @@ def stored_in_few_bits(model: nn.Module, processor: Any, **bits: bool) -> nn.Mod
         bits: `load_in_4bit` (NF4) or `load_in_8bit`.
     """
     device = base_of(model).device
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(prefix="peft-space-") as folder:
         base_of(model).save_pretrained(folder)
         processor.save_pretrained(folder)
         dtype = base_of(model).dtype

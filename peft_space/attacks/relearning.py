@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from ..progress import advance
+from ..progress import advance, quietly
 from ..tuner import SpaceConfig
 from ..vlm import Prompt, answer_log_probability, encode, to_device
 from .aims import Aims, Shown
@@ -91,6 +91,7 @@ def relearn(
     learning_rate: float,
     budget: Budget,
     seed: int,
+    run: tuple[int, int] = (0, 1),
 ) -> Curve:
     """Fine-tunes a copy on the attacker's pictures and asks it on the way.
 
@@ -101,6 +102,7 @@ def relearn(
         copied: a model without adapters; it is changed.
         ask: measures the model on pictures that are in no training.
         n_images: the attacker's pictures of the concept; 0 for none.
+        run: which of how many this one is, for the progress display.
     """
     torch.manual_seed(seed)
     model = copied.requires_grad_(method == "full")
@@ -109,7 +111,9 @@ def relearn(
     lessons = _Lessons(aims, n_images, budget.batch_size, seed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-    scores, step = [ask(model.eval())], 0
+    last, (number, n_runs) = budget.steps[-1], run
+    with quietly():
+        scores, step = [ask(model.eval())], 0
     for checkpoint in budget.steps:
         model.train()
         while step < checkpoint:
@@ -121,9 +125,9 @@ def relearn(
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             step += 1
-            advance("relearning", step, budget.steps[-1])
-        model.eval()
-        scores.append(ask(model))
+            advance("steps", number * last + step, n_runs * last)
+        with quietly():
+            scores.append(ask(model.eval()))
     return Curve(learning_rate, (0, *budget.steps), tuple(scores))
 
 

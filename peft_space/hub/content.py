@@ -99,7 +99,7 @@ def open_publication(
             f"one; got a {type(result_or_dir).__name__}."
         )
     result: Any = None if model is result_or_dir else result_or_dir
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory(prefix="peft-space-") as scratch:
         name = adapter_name or ("default" if result is None else str(result.adapter_name))
         folder = save_erasure_adapter(model, Path(scratch) / "adapter", name)
         config = SpaceConfig.from_pretrained(folder)

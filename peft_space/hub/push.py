@@ -94,7 +94,10 @@ def push_erasure(
             f"`revision` must be left out with `create_pr`, which opens a branch itself; got {revision!r}."
         )
     api = HfApi(token=token)
-    with TemporaryDirectory() as scratch, open_publication(result_or_dir, adapter_name) as publication:
+    with (
+        TemporaryDirectory(prefix="peft-space-") as scratch,
+        open_publication(result_or_dir, adapter_name) as publication,
+    ):
         folder = Path(scratch)
         said = " ".join(filter(None, (repo_id, revision, commit_message, commit_description)))
         write_repository(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_space.processes import gathered, together
+from peft_space.progress import advance
 from peft_space.subspace.inputs import TokenRows, find_targets, in_width, watch
 from peft_space.subspace.moments import DenseMoment, Moment, SketchedMoment, average, principal_subspace
 from peft_space.subspace.retained import InputRecord, RetainedSubspace
@@ -234,7 +235,9 @@ def _solve(
     statistics: _DistinctInputs, energy: float, max_rank: int | None, groups: str
 ) -> Iterator[tuple[str, Tensor, InputRecord]]:
     """By input its basis, on the CPU, and its record; the moments are given up one after the other."""
-    for key in list(statistics.inputs):
+    keys = list(statistics.inputs)
+    for number, key in enumerate(keys):
+        advance("bases", number, len(keys))
         one = statistics.inputs.pop(key)
         moments: list[Any] = list(one.moments.values())
         traces = [moment.trace for moment in moments]

@@ -173,6 +173,11 @@ class Reading:
     reached: bool
     leak: float
 
+    @property
+    def finite(self) -> bool:
+        """Whether all of it could be read."""
+        return all(map(math.isfinite, (*self.levels, self.leak)))
+
 
 def read_dose(
     model: nn.Module,

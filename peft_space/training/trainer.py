@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +24,12 @@ from ..processes import (
     place,
     together,
 )
-from ..progress import advance
+from ..progress import advance, quietly
 from ..vlm import base_of, encode, evaluating, rows_at_a_time, speaker, to_device
 from .arguments import SpaceTrainingArguments
 from .dose import Gauge, Reading, read_dose
 from .losses import repulsion, spectral_entropy
+from .state import TrainingState, training_key
 
 _KEPT = 4
 """Of a batch that is learned from about so many times as much is held as of one that is only read."""
@@ -114,6 +115,8 @@ class SpaceTrainer(Trainer):
         gauges: what the dose is read from; none: train for `max_steps`.
         measure_leak: gives the mean leak on held-out retained inputs.
         on_reading: called with every reading of the dose.
+        keep_in: folder to keep the state in after every reading. `train` goes on from what is there of the same
+            training, to the very same adapter. Several processes keep none.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class SpaceTrainer(Trainer):
         measure_leak: Callable[[], float] | None = None,
         on_reading: Callable[[Reading], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        keep_in: Path | None = None,
     ) -> None:
         check_whole(model, args)
         check_joined(args)
@@ -150,6 +154,12 @@ class SpaceTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         # its lines go to standard output, which is the caller's; `state.log_history` has all of them
         self.remove_callback(PrinterCallback)
+        self.kept_state: TrainingState | None = None
+        if keep_in is not None and place()[1] == 1:
+            told = [[gauge.about, gauge.answers] for gauge in gauges]
+            lessons = [train_dataset[i] for i in range(len(train_dataset))]  # type: ignore[arg-type]
+            self.kept_state = TrainingState(self, keep_in, training_key(model, args, lessons, told))
+            self.add_callback(self.kept_state)
 
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -211,6 +221,8 @@ class SpaceTrainer(Trainer):
         """As `Trainer.train`; where the loss becomes NaN it stops, with the last good adapter in place."""
         begin_alike(self._trainable())
         self.keep()
+        if self.kept_state is not None and (latest := self.kept_state.latest()) is not None:
+            kwargs["resume_from_checkpoint"] = str(latest)
         try:
             return super().train(*args, **kwargs)
         except FloatingPointError:
@@ -220,6 +232,12 @@ class SpaceTrainer(Trainer):
                         parameter.copy_(self.good[name])
             self.stopped = "loss not finite"
             raise
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.kept_state is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.kept_state.restore(Path(resume_from_checkpoint))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the three terms since the last entry."""
@@ -293,21 +311,23 @@ class _Dose(TrainerCallback):
         last = state.global_step == state.max_steps
         if not last and (not args.dose_every or state.global_step % args.dose_every):
             return
-        leak = self.measure_leak() if self.measure_leak is not None else 0.0
-        reading = read_dose(
-            model,
-            self.processor,
-            self.gauges,
-            args.dose_share,
-            args.dose_slack,
-            leak,
-            state.global_step,
-            batch_size=args.per_device_eval_batch_size,
-        )
+        # how far the training has come is not hidden by how far a reading has
+        with quietly():
+            leak = self.measure_leak() if self.measure_leak is not None else 0.0
+            reading = read_dose(
+                model,
+                self.processor,
+                self.gauges,
+                args.dose_share,
+                args.dose_slack,
+                leak,
+                state.global_step,
+                batch_size=args.per_device_eval_batch_size,
+            )
         # one that stopped alone would leave the others waiting
         reading = gathered(reading)[0]
         self.trainer.readings.append(reading)
-        if all(map(math.isfinite, (*reading.levels, reading.leak))):
+        if reading.finite:
             self.trainer.keep()
         if self.on_reading is not None:
             self.on_reading(reading)

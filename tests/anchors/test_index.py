@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -105,6 +107,40 @@ def test_a_stream_that_changed_is_noticed(build, public):
     assert not last.mean.equal(build(list(images)).mean)
     shorter = build(stream(images[:20]))
     assert len(shorter) == 20 and shorter.computed == 0
+
+
+def test_a_cache_that_can_only_be_read_is_good_for_what_it_holds(build, folder, monkeypatch):
+    whole = build()
+
+    def read_only(path, *rest):
+        if Path(path).exists():
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    monkeypatch.setattr(indexing, "save_file", lambda tensors, path: read_only(path))
+    again = build()
+    assert again.computed == 0 and again.rows(range(40)).equal(whole.rows(range(40)))
+    with pytest.raises(OSError, match=r"Read-only file system: .*cache"):
+        build(limit=12)
+
+
+def test_a_full_disk_leaves_whole_parts_and_no_drafts(build, monkeypatch, tmp_path):
+    save = indexing.save_file
+
+    def full(tensors, path):
+        if "part-00000002" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(indexing, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        build()
+    files = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert files == ["part-00000000.safetensors", "part-00000001.safetensors", "probe.safetensors"]
+    monkeypatch.setattr(indexing, "save_file", save)
+    assert build().computed == 24
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(build, shown, monkeypatch):

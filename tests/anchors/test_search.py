@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from peft_space.anchors import FeatureIndex, projector_cosine
+from peft_space.anchors import FeatureIndex, approximate, projector_cosine
 from peft_space.anchors.approximate import approximately_nearest, recall
 from peft_space.anchors.index import _write_whole
 from peft_space.anchors.search import nearest
@@ -55,14 +56,26 @@ def test_faiss_finds_nearly_the_same(features, tmp_path):
     index = index_of(features, tmp_path)
     concepts = [torch.randn(32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     assert recall(index, concepts, 50) >= 0.9
-    built = (tmp_path / "faiss.index").stat().st_mtime_ns
+    (built,) = tmp_path.glob("faiss-*.index")
+    written = built.stat().st_mtime_ns
     found, exact = approximately_nearest(index, concepts[0], 50), nearest(index, concepts[0], 50)
-    assert (tmp_path / "faiss.index").stat().st_mtime_ns == built
+    assert built.stat().st_mtime_ns == written
     shared = set(found.places) & set(exact.places)
     cosine = dict(zip(exact.places, exact.cosine.tolist(), strict=True))
     for place, value in zip(found.places, found.cosine.tolist(), strict=True):
         assert place not in shared or value == pytest.approx(cosine[place], abs=1e-6)
     assert found.counts.sum() == pytest.approx(3000, rel=0.01)
+
+
+def test_what_was_built_of_other_features_is_not_used_whatever_the_clock_says(features, tmp_path):
+    of_these = approximate._content(index_of(features, tmp_path))
+    whole = tmp_path / "whole.safetensors"
+    whole.unlink()
+    assert approximate._content(index_of(features, tmp_path)) == of_these
+    whole.unlink()
+    others = index_of(features.flip(0), tmp_path)
+    os.utime(whole, (0, 0))
+    assert approximate._content(others) != of_these
 
 
 def test_without_faiss_the_extra_is_named(features, tmp_path, monkeypatch):

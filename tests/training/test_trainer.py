@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from peft_space import SpaceConfig, SpaceTrainer, SpaceTrainingArguments, vlm
 from peft_space._peft import lora_layers
@@ -32,7 +32,7 @@ def peft_model(model):
 
 @pytest.fixture
 def make(peft_model, processor, lessons):
-    def make(model=peft_model, gauges=(), measure_leak=None, rows=lessons, callbacks=None, **args):
+    def make(model=peft_model, gauges=(), measure_leak=None, rows=lessons, callbacks=None, keep_in=None, **args):
         set_seed(0)
         args = SpaceTrainingArguments(**{"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1} | args)
         directions = concept_directions(model, processor, ["narril"])
@@ -45,6 +45,7 @@ def make(peft_model, processor, lessons):
             gauges=gauges,
             measure_leak=measure_leak,
             callbacks=callbacks,
+            keep_in=keep_in,
         )
 
     return make
@@ -257,6 +258,55 @@ def test_it_resumes_from_a_checkpoint(make, peft_model, tmp_path):
     assert trainer.state.global_step == 4
     assert all(delta.allclose(through[name], atol=1e-6) for name, delta in lora_deltas(peft_model).items())
     assert leak(peft_model, subspace) < 1e-5
+
+
+class Stops(TrainerCallback):
+    """Remembers which steps begin, and stops before one of them."""
+
+    def __init__(self, before=None):
+        self.before, self.begun = before, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.before:
+            raise KeyboardInterrupt
+        self.begun.append(state.global_step)
+
+
+def test_it_goes_on_from_the_state_that_it_kept_to_the_same_adapter(make, peft_model, anchors, tmp_path):
+    begin = adapter(peft_model)
+    given = {"gauges": [gauge(-50.0, anchors)], "max_steps": 6, "dose_every": 2}
+    whole = make(**given)
+    whole.train()
+    expected = adapter(peft_model)
+
+    reset(peft_model, begin)
+    with pytest.raises(KeyboardInterrupt):
+        make(**given, keep_in=tmp_path, callbacks=[Stops(before=5)]).train()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+    reset(peft_model, begin)
+    rest = Stops()
+    trainer = make(**given, keep_in=tmp_path, callbacks=[rest])
+    trainer.train()
+    assert rest.begun == [4, 5] and trainer.readings == whole.readings
+    assert [row for row in trainer.state.log_history if "loss" in row] == [
+        row for row in whole.state.log_history if "loss" in row
+    ]
+    assert all(tensor.equal(expected[name]) for name, tensor in adapter(peft_model).items())
+
+
+def test_another_training_does_not_go_on_from_a_state(make, peft_model, lessons, anchors, tmp_path):
+    begin = adapter(peft_model)
+    given = {"gauges": [gauge(-50.0, anchors)], "dose_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        make(**given, keep_in=tmp_path, callbacks=[Stops(before=3)]).train()
+    reset(peft_model, begin)
+    assert make(**given, keep_in=tmp_path).kept_state.latest() == tmp_path / "step-00000002"
+    for change in ({"learning_rate": 1.0}, {"rows": lessons[1:]}, {"seed": 1}, {"gauges": given["gauges"] * 2}):
+        assert make(**given | change, keep_in=tmp_path).kept_state.latest() is None
+    next(iter(begin.values())).add_(1)
+    reset(peft_model, begin)
+    assert make(**given, keep_in=tmp_path).kept_state.latest() is None
 
 
 def test_entropy_of_the_naming_answers(peft_model, processor, lessons):
