@@ -219,8 +219,8 @@ _MOST_OVERLAPS = 8
 def _special(processor: Any) -> _Special:
     tokenizer = processor.tokenizer
     own = {name: value for name, value in vars(processor).items() if name.endswith(("_token", "_tag"))}
-    key = (id(tokenizer), len(tokenizer), tuple(tokenizer.all_special_tokens), repr(own))
-    known = _SPECIAL.get(processor)
+    key = (len(tokenizer), tuple(tokenizer.all_special_tokens), repr(own))
+    known = _SPECIAL.get(tokenizer)
     if known is not None and known[0] == key:
         return known[1]
     added = [token for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
@@ -230,7 +230,7 @@ def _special(processor: Any) -> _Special:
     after = {token.content for token in added if token.normalized}
     folds = normalizer.normalize_str if normalizer is not None and after else None
     found = _Special(_any_of(tokens), folds, _any_of(map(folds, after) if folds else ()))
-    _SPECIAL[processor] = key, found
+    _SPECIAL[tokenizer] = key, found
     return found
 
 

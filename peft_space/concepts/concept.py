@@ -62,12 +62,12 @@ class Concept:
                 raise ValueError(f"`{field}` must be a list of non-empty strings; got {value!r}.")
             object.__setattr__(self, field, tuple(value))
         for field in ("name", "aliases", "questions", "text_questions", "referent", "generic_question"):
-            value = getattr(self, field)
+            value, called = getattr(self, field), "concept" if field == "name" else field
             for text in [value] if isinstance(value, str) else value or ():
                 if _HALF_PAIR.search(text):
                     raise ValueError(
-                        f"`{'concept' if field == 'name' else field}` must be text that UTF-8 can write; got {text!r}, "
-                        "which holds half of a surrogate pair. Give the whole character."
+                        f"`{called}` must be text that UTF-8 can write; got {text!r}, which holds half of a surrogate "
+                        "pair. Give the whole character."
                     )
         if not self.questions:
             raise ValueError("`questions` must hold at least one way to ask for the name beside an image; got none.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from ..report import write_json
+from ..untrusted import read_json
 from .card import CARD_FILE, build_card
 from .content import REPORT_FILE, open_publication, public_base, without_paths
 
@@ -34,9 +34,7 @@ def record_attacks(folder: str | os.PathLike[str], attacks: Sequence[Mapping[str
     """
     folder = Path(folder)
     with open_publication(folder) as publication:
-        own = (
-            json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")) if (folder / REPORT_FILE).is_file() else {}
-        )
+        own = read_json(folder / REPORT_FILE) if (folder / REPORT_FILE).exists() else {}
         write_json(folder / REPORT_FILE, own | {"attacks": list(attacks)})
         config = copy.copy(publication.config)
         base, label = public_base(config)
