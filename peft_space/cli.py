@@ -15,6 +15,7 @@ from rich.console import Console
 
 from . import console as view
 from .progress import Stages
+from .quoting import printable
 
 FAILED, MISUSED = 1, 2
 """Exit statuses: something failed in a stage, and the command line could be told wrong before any work."""
@@ -771,7 +772,7 @@ def _skipped(skipped: Sequence[tuple[str, str]]) -> list[str]:
 
 def _print(out: Console, *lines: str) -> None:
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(printable(line), highlight=False, soft_wrap=True)
 
 
 def _check_output(output: Path) -> None:

@@ -227,7 +227,7 @@ def _rows(source: Any, config: str | None, split: str) -> Iterable[Mapping[str, 
 
 
 def _undecoded(rows: Any) -> Any:
-    """The rows with their pictures still files: `_picture` reads them, rather than the decoder that a file asks for."""
+    """The rows with their pictures still files: `_picture` reads them, not the decoder that a file asks for."""
     from datasets import Image as ImageFeature
 
     for column, kind in (rows.features or {}).items():

@@ -68,8 +68,9 @@ def verify_redacted(repo_or_path: str | os.PathLike[str], name: str, **hub_kwarg
             "read the name in its model card."
         )
     hashed = hashed if isinstance(hashed, dict) else {}
-    costs = {key: hashed.get(key) for key in _COST}
-    salt, digests = hashed.get("salt"), hashed.get("digests")
+    costs: dict[str, Any] = {key: hashed.get(key) for key in _COST}
+    salt: Any = hashed.get("salt")
+    digests: Any = hashed.get("digests")
     known = hashed.get("kdf") == "scrypt" and all(isinstance(cost, int) and cost > 0 for cost in costs.values())
     known = known and isinstance(salt, str) and _HEX.fullmatch(salt) is not None and is_texts(digests)
     if not known or 128 * costs["n"] * costs["r"] * costs["p"] > _MOST_MEMORY or costs["n"] & (costs["n"] - 1):
