@@ -147,7 +147,7 @@ def encoded(entry: Any) -> bytes | None:
         if entry.exists() and not entry.is_file():
             raise OSError("no regular file")
         with entry.open("rb") as file:
-            return read_at_most(file)
+            return read_at_most(file, entry.stat().st_size)
     if isinstance(entry, TarMember):
         return entry.read()
     return entry.get("bytes") if isinstance(entry, dict) else entry if isinstance(entry, bytes) else None

@@ -112,14 +112,15 @@ def report_of(folder: Path, config: SpaceConfig) -> dict[str, Any]:
         ValueError: they are damaged, or hold something else under a name that is used here.
     """
     file = folder / REPORT_FILE
-    report = config.record | (read_json(file) if file.exists() else {})
-    for name, (fits, form) in _FORMS.items():
-        if report.get(name) is not None and not fits(report[name]):
-            raise ValueError(
-                f"`{REPORT_FILE}` and the record in `{SIDE_FILE}` must hold {form} as `{name}`; got "
-                f"{report[name]!r:.200}, in {folder}. Do fetch the adapter again."
-            )
-    return report
+    own = read_json(file) if file.exists() else {}
+    for told, where in ((config.record, SIDE_FILE), (own, REPORT_FILE)):
+        for name, (fits, form) in _FORMS.items():
+            if told.get(name) is not None and not fits(told[name]):
+                raise ValueError(
+                    f"`{where}` must hold {form} as `{name}`; got {told[name]!r:.200}, in {folder}. Do fetch the "
+                    "adapter again."
+                )
+    return config.record | own
 
 
 def _is_known(value: Any) -> bool:
