@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import regex
 from peft import LoraConfig, PeftMixedModel, PeftModel, mapping
 from peft.tuners import mixed
 from peft.tuners.lora import LoraLayer
@@ -24,6 +27,11 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import Tensor, nn
 
 PREFIX = "lora_"
+MATCHING_SECONDS, MOST_PATTERN = 5.0, 100_000
+"""How long the patterns of one field may take to be matched with all modules of a model, and how long each may be."""
+
+_REPEATS = re.compile(r"[*+?{]")
+_PLAIN = re.compile(r"[\w.]+")
 
 
 def extend_peft_type(name: str) -> PeftType:
@@ -110,6 +118,65 @@ def modules_matching(config: Any, base: nn.Module) -> list[str]:
         base: the transformers model, with or without adapters.
     """
     return [name for name, _ in base_modules(base) if name and check_target_module_exists(config, name)]
+
+
+def with_names(config: Any, base: nn.Module) -> Any:
+    """An adapter's config with the names of a model's modules in the place of patterns that repeat something.
+
+    PEFT matches the patterns of a config with `re`, which on some takes longer than anybody waits. Here each is
+    matched once, and only for so long. What chooses modules otherwise stays as it is.
+
+    Args:
+        config: of an adapter that may be anybody's.
+        base: the transformers model, with or without adapters.
+
+    Raises:
+        ValueError: a pattern is none, is longer than `MOST_PATTERN`, or takes more than `MATCHING_SECONDS`.
+    """
+    names = [name for name, _ in base_modules(base) if name]
+    changed = copy.copy(config)
+    for field in ("exclude_modules", "target_modules"):
+        pattern = getattr(config, field)
+        if isinstance(pattern, str) and pattern.lower() != INCLUDE_LINEAR_LAYERS_SHORTHAND:
+            found = _matched({pattern: pattern}, names, field)
+            if _REPEATS.search(pattern):
+                setattr(changed, field, set(found))
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = getattr(config, field) or {}
+        if len(patterns) > len(names):
+            raise ValueError(f"`{field}` must hold no more names than the model has; got {len(patterns)}.")
+        if all(map(_PLAIN.fullmatch, patterns)):
+            continue
+        found = _matched({pattern: rf"(.*\.)?({pattern})" for pattern in patterns}, names, field)
+        if any(_REPEATS.search(pattern) for pattern in patterns):
+            setattr(changed, field, {name: patterns[pattern] for name, pattern in found.items()})
+    return changed
+
+
+def _matched(patterns: Mapping[str, str], names: Sequence[str], field: str) -> dict[str, str]:
+    """For each of the names that a pattern fits, what a file calls the first that does."""
+    found: dict[str, str] = {}
+    until = time.monotonic() + MATCHING_SECONDS
+    for said, pattern in patterns.items():
+        wrong = f"`{field}` must be names or a pattern that can be matched; got {said!r:.100}"
+        if len(pattern) > MOST_PATTERN:
+            raise ValueError(f"{wrong}, of more than {MOST_PATTERN} characters. Do distrust the adapter.")
+        try:
+            re.compile(pattern)
+            compiled = regex.compile(pattern)
+            for name in names:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                if name not in found and compiled.fullmatch(name, timeout=left):
+                    found[name] = said
+        except TimeoutError as error:
+            raise ValueError(
+                f"{wrong}, which takes more than {MATCHING_SECONDS:.0f} seconds. Do distrust the adapter."
+            ) from error
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{wrong}: {error}. Do fetch or save the adapter again.") from error
+    return found
 
 
 def rank_of(config: Any, name: str) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from . import console as view
 from .progress import Stages
+from .quoting import printable
 
 FAILED, MISUSED, STOPPED = 1, 2, 130
 """Exit statuses: something failed in a stage, the command line could be told wrong before any work, and Ctrl-C."""
@@ -909,7 +910,7 @@ def _skipped(skipped: Sequence[tuple[str, str]]) -> list[str]:
 
 def _print(out: Console, *lines: str) -> None:
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(printable(line), highlight=False, soft_wrap=True)
 
 
 def _hold(held: ExitStack, output: Path) -> Path:

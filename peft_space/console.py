@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .quoting import printable
+
 MARKS = {
     "forget_accuracy": "target images called by the name",
     "forget_accuracy_paraphrase": "... asked in other words",
@@ -195,7 +197,7 @@ def figures_table(figures: Sequence[Mapping[str, Any]]) -> Table:
     for column in ("before", "after"):
         table.add_column(column, justify="right")
     for figure in figures:
-        table.add_row(Text(figure["label"]), f"{100 * figure['before']:.1f}", f"{100 * figure['after']:.1f}")
+        table.add_row(printable(figure["label"]), f"{100 * figure['before']:.1f}", f"{100 * figure['after']:.1f}")
     return table
 
 
@@ -205,7 +207,7 @@ def reasons_table(title: str, what: str, reasons: Mapping[str, str]) -> Table:
     table.add_column(what)
     table.add_column("why")
     for name, why in reasons.items():
-        table.add_row(Text(name), Text(why))
+        table.add_row(printable(name), printable(why))
     return table
 
 
@@ -232,7 +234,7 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     }
     table = Table(show_header=False)
     for what, told in rows.items():
-        table.add_row(what, Text(told))
+        table.add_row(what, printable(told))
     return table
 
 
@@ -243,7 +245,7 @@ def answers_table(answers: Iterable[Mapping[str, str]]) -> Table:
         table.add_column(column)
     for row in answers:
         # what a model says is no markup
-        table.add_row(*(Text(row[key]) for key in ("shown", "question", "before", "after")))
+        table.add_row(*(printable(row[key]) for key in ("shown", "question", "before", "after")))
     return table
 
 
@@ -272,7 +274,7 @@ def gauges_table(gauges: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="right")
     for gauge in gauges:
         levels = ("" if gauge[key] is None else f"{gauge[key]:.2f}" for key in ("before", "reference", "after"))
-        table.add_row(Text(gauge["about"]), *levels)
+        table.add_row(printable(gauge["about"]), *levels)
     return table
 
 
@@ -282,8 +284,7 @@ def verdict(report: Mapping[str, Any]) -> Text:
     if report["stopped"] == "dose reached" and not report["reached"]:
         why = f"the model calls no monitor image by the name, so none can be seen to fall; {report['steps']} steps"
     if report["reached"]:
-        return Text(f"The dose was reached ({why}).", style="green")
-    return Text(
-        f"The dose was NOT reached ({why}): the concept may still be told. The adapter is marked so.",
-        style="bold yellow",
+        return printable(f"The dose was reached ({why}).", "green")
+    return printable(
+        f"The dose was NOT reached ({why}): the concept may still be told. The adapter is marked so.", "bold yellow"
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -189,10 +191,99 @@ def speaker(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
     )
 
 
+class _Special(NamedTuple):
+    """Texts that a processor takes for a token with a meaning of its own.
+
+    Attributes:
+        written: finds one as it is written.
+        folds: what the tokenizer makes of a text before it looks for some of them; `None` where it looks at once.
+        folded: finds one in what `folds` gives.
+    """
+
+    written: re.Pattern[str]
+    folds: Callable[[str], str] | None
+    folded: re.Pattern[str]
+
+    def find(self, text: str) -> str | None:
+        found = self.written.search(text)
+        if found is None and self.folds is not None:
+            found = self.folded.search(self.folds(text))
+        return None if found is None else found[0]
+
+
+_SPECIAL: WeakKeyDictionary[Any, tuple[Any, _Special]] = WeakKeyDictionary()
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_MOST_OVERLAPS = 8
+
+
+def _special(processor: Any) -> _Special:
+    tokenizer = processor.tokenizer
+    own = {name: value for name, value in vars(processor).items() if name.endswith(("_token", "_tag"))}
+    key = (len(tokenizer), tuple(tokenizer.all_special_tokens), repr(own))
+    known = _SPECIAL.get(tokenizer)
+    if known is not None and known[0] == key:
+        return known[1]
+    added = [token for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
+    tokens = {*tokenizer.all_special_tokens, *(token.content for token in added)}
+    tokens |= {value for value in own.values() if isinstance(value, str)}
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    after = {token.content for token in added if token.normalized}
+    folds = normalizer.normalize_str if normalizer is not None and after else None
+    found = _Special(_any_of(tokens), folds, _any_of(map(folds, after) if folds else ()))
+    _SPECIAL[tokenizer] = key, found
+    return found
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    # longest first; of white space alone no picture and no turn is made
+    return re.compile("|".join(map(re.escape, sorted(filter(str.strip, texts), key=len, reverse=True))) or r"(?!)")
+
+
+def special_in(processor: Any, text: str) -> str | None:
+    """The first special token of the model that a text holds: one for a picture, a turn, an end; `None` without one.
+
+    Args:
+        processor: the model's own.
+        text: somebody's, not yet in a template.
+    """
+    return _special(processor).find(text)
+
+
+def plain(processor: Any, text: str) -> str:
+    """A text that means nothing but itself to the model, in the place of one that may hold special tokens.
+
+    A special token is taken apart by a blank behind its first character, so that `<image>` is written `< image>`, and
+    half of a surrogate pair becomes U+FFFD. A text without either comes back as it is.
+
+    Raises:
+        ValueError: a special token can't be taken apart.
+    """
+    if _HALF_PAIR.search(text):
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    special = _special(processor)
+    # taking one apart may leave another that lay across it
+    for _ in range(_MOST_OVERLAPS):
+        if special.written.search(text) is None:
+            break
+        text = special.written.sub(lambda found: f"{found[0][:1]} {found[0][1:]}" if found[0][1:] else " ", text)
+    if special.find(text) is not None:
+        # written in another way that the tokenizer takes for the same: every mark is set apart
+        text = re.sub(r"(?<=\S)(?=[^\w\s])|(?<=[^\w\s])(?=\S)", " ", text)
+    token = special.find(text)
+    if token is not None:
+        raise ValueError(f"`prompts` must be text; got {text!r}, which holds the special token {token!r}.")
+    return text
+
+
+def text_ids(processor: Any, text: str) -> list[int]:
+    """The ids of a text alone, without those that begin and end one, and without any special token."""
+    return processor.tokenizer(plain(processor, text), add_special_tokens=False)["input_ids"]
+
+
 def chat(processor: Any, prompt: Prompt) -> str:
     """The prompt as the model's own chat template writes it, ready for the answer.
 
-    A processor without a template gets the bare question.
+    A processor without a template gets the bare question. What questions and answers hold is text: see `plain`.
 
     Raises:
         ValueError: the prompt has earlier turns, and there is no template to write them.
@@ -200,35 +291,45 @@ def chat(processor: Any, prompt: Prompt) -> str:
     template = _chat_template(processor)
     if template is not None:
         return processor.apply_chat_template(
-            _turns(prompt), chat_template=template, add_generation_prompt=True, tokenize=False
+            _turns(processor, prompt), chat_template=template, add_generation_prompt=True, tokenize=False
         )
+    question = plain(processor, prompt.question)
     if prompt.shots:
         raise ValueError(
             f"`prompts` with earlier turns need a chat template; {type(processor).__name__} has none. Do set its "
             "`chat_template`, or ask without them."
         )
     if prompt.image is None:
-        return f"{processor.tokenizer.bos_token or ''}{prompt.question}\n"
+        return f"{processor.tokenizer.bos_token or ''}{question}\n"
     # a processor that puts many tokens in the place of one writes what comes between them and the answer, too
     replaces = getattr(type(processor), "replace_image_token", None)
     if replaces in (None, ProcessorMixin.replace_image_token):
-        return f"{prompt.question}\n"
-    return f"{processor.image_token}{prompt.question}"
+        return f"{question}\n"
+    return f"{processor.image_token}{question}"
 
 
 def _chat_template(processor: Any) -> Any:
     return processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
 
 
-def _turns(prompt: Prompt) -> list[dict[str, Any]]:
+def _turns(processor: Any, prompt: Prompt) -> list[dict[str, Any]]:
     """The prompt as messages, the earlier turns first."""
     content = [{"type": "image"}] if prompt.image is not None else []
-    earlier = [turn for shot, answer in prompt.shots for turn in (*_turns(shot), _answer_turn(answer))]
-    return [*earlier, {"role": "user", "content": [*content, {"type": "text", "text": prompt.question}]}]
+    earlier = [
+        turn
+        for shot, answer in prompt.shots
+        for turn in (*_turns(processor, shot), _answer_turn(plain(processor, answer)))
+    ]
+    question = {"type": "text", "text": plain(processor, prompt.question)}
+    return [*earlier, {"role": "user", "content": [*content, question]}]
 
 
 def _answer_turn(answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+
+
+_PLACE = "\ue000"
+"""Stands for an answer in a template, to tell what the template writes before and behind it."""
 
 
 def answer_tokens(processor: Any, prompt: Prompt, answer: str, end: bool = True) -> list[int]:
@@ -237,22 +338,24 @@ def answer_tokens(processor: Any, prompt: Prompt, answer: str, end: bool = True)
     Args:
         end: whether the tokens that close the turn are wanted too.
     """
-    asked = chat(processor, prompt)
+    asked, answer = chat(processor, prompt), plain(processor, answer)
     template = _chat_template(processor)
+    opened, closed = "", ""
     if template is None:
-        asked, told = "\n", ""
+        asked = "\n"
     else:
-        turns = [*_turns(prompt), _answer_turn(answer)]
-        told = processor.apply_chat_template(turns, chat_template=template, tokenize=False)
-    if not told.startswith(asked):
+        turns = [*_turns(processor, prompt), _answer_turn(_PLACE)]
+        whole = processor.apply_chat_template(turns, chat_template=template, tokenize=False)
+        opened, _, closed = whole.rpartition(_PLACE)
+    if not opened.startswith(asked):
         # a template that writes a finished turn unlike the start of one: what follows the prompt is the bare answer
-        told = asked + answer + (processor.tokenizer.eos_token or "")
-    bare = told[: told.rindex(answer) + len(answer)]
-    if not end:
-        told = bare
-    elif told.strip() == bare.strip():
+        opened, closed = asked, processor.tokenizer.eos_token or ""
+    told = opened + answer
+    if end and not closed.strip():
         # a template that closes no turn leaves it to the token that ends a text
-        told = bare + (processor.tokenizer.eos_token or "")
+        told += processor.tokenizer.eos_token or ""
+    elif end or not answer:
+        told += closed
     before, after = (processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, told))
     shared = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before))
     return after[shared:]
@@ -623,6 +726,7 @@ def text_embeddings(model: nn.Module, processor: Any, texts: Sequence[str]) -> T
     rows = []
     with torch.no_grad():
         for text in texts:
-            ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-            rows.append(embed(torch.tensor(ids, device=base_of(model).device)).float().mean(0).cpu())
+            rows.append(
+                embed(torch.tensor(text_ids(processor, text), device=base_of(model).device)).float().mean(0).cpu()
+            )
     return torch.stack(rows)

@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peft_space.adapter.fetch import CONFIG_FILE, WEIGHTS_FILE, fetch_adapter, weights_file
+from peft_space.adapter.fetch import WEIGHTS_FILE, fetch_adapter, weights_file
 from peft_space.adapter.storage import whole_folder
-from peft_space.tuner import SpaceConfig
+from peft_space.tuner import CONFIG_FILE, SpaceConfig
+from peft_space.untrusted import read_json
 
 
 def export_lora(
@@ -37,7 +38,7 @@ def export_lora(
     folder = fetch_adapter(path, **hub_kwargs)
     weights = weights_file(folder, path, hub_kwargs.get("subfolder"), hub_kwargs.get("token"))
     SpaceConfig.from_pretrained(folder)
-    settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    settings = read_json(folder / CONFIG_FILE)
     with whole_folder(output, overwrite) as draft:
         text = json.dumps(settings, indent=2, sort_keys=True)
         (draft / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from peft_space._peft import base_modules, modules_matching, rank_of
-from peft_space.tuner import SIDE_FILE, SpaceConfig
+from peft_space.tuner import CONFIG_FILE, SIDE_FILE, SpaceConfig
 from peft_space.vlm import base_of
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, SIDE_FILE)
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -92,7 +93,7 @@ def weights_file(
     try:
         with safe_open(file, framework="pt"):
             return file
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(
             f"`{WEIGHTS_FILE}` must be a whole safetensors file; got {file}: {error}. Do fetch it again."
         ) from error
@@ -117,13 +118,16 @@ def _siblings(
 def check_weights(file: Path, config: SpaceConfig, model: nn.Module) -> None:
     """Make sure that a file holds a factor `A` and a factor `B` for every targeted module, and nothing else.
 
+    PEFT makes room for what the config says before it reads the file: the two must agree in every size.
+
     Args:
         file: the adapter's safetensors; only its header is read.
         config: the adapter's config.
         model: the model it is to be loaded into.
 
     Raises:
-        ValueError: keys are missing or unexpected, or the factors do not have the rank of the config.
+        ValueError: keys are missing or unexpected, or the factors do not have the rank of the config and the widths of
+            the modules.
     """
     base = base_of(model)
     with safe_open(file, framework="pt") as weights:
@@ -145,17 +149,35 @@ def check_weights(file: Path, config: SpaceConfig, model: nn.Module) -> None:
             f"in this model, and nothing else; got keys that are {told}, in {file.parent}. Do fetch or save the "
             "adapter again, or load the base that it was made for."
         )
+    modules = dict(base_modules(base))
     for name in targets:
-        if name in embeddings:
-            continue
         rank = rank_of(config, name)
-        found = shapes[f"{_PREFIX}{name}.lora_A.weight"][0], shapes[f"{_PREFIX}{name}.lora_B.weight"][1]
+        form = "lora_embedding_{}" if name in embeddings else "lora_{}.weight"
+        first, second = (shapes[f"{_PREFIX}{name}.{form.format(factor)}"] for factor in "AB")
+        found = next(iter(first), 0), next(iter(second[1:]), 0)
         if found != (rank, rank):
             raise ValueError(
                 f"`{WEIGHTS_FILE}` must hold factors of rank {rank}, as `{CONFIG_FILE}` says; got {found[0]} and "
                 f"{found[1]} for {name}, in {file.parent}. The two files belong to different adapters. Do fetch "
                 "or save it again."
             )
+        read, written = _widths(modules[name])
+        if (first[1:2], second[:1]) != ([read], [written]):
+            raise ValueError(
+                f"`{WEIGHTS_FILE}` must hold factors for {read} inputs and {written} outputs of {name}; got shapes "
+                f"{first} and {second}, in {file.parent}. Do load the base that the adapter was made for."
+            )
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """How many numbers a layer reads and how many it tells, as the factors of an adapter have it."""
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    if hasattr(module, "in_features"):
+        # of quantised weights the shape says nothing
+        return cast(int, module.in_features), cast(int, module.out_features)
+    first, second = cast(Tensor, module.weight).shape[:2]
+    return (first, second) if isinstance(module, Conv1D) else (second, first)
 
 
 def _some(keys: set[str]) -> str:

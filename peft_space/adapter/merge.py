@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from peft_space._peft import present_adapters, quantised_modules
 from peft_space.adapter.fetch import fetch_adapter
@@ -52,6 +54,8 @@ def merge_and_save(
     source = base if base is not None else config.base_model_name_or_path
     if source is None:
         raise ValueError("`base` must be given: the adapter does not name the model it was made for.")
+    if base is None and not Path(adapter_dir).is_dir():
+        _check_public(str(source))
     at = _commit(config) if base is None else {}
     model = source if isinstance(source, nn.Module) else _load(source, config, dtype, at)
     _refuse_low_bit(model)
@@ -65,6 +69,17 @@ def merge_and_save(
     return Path(output)
 
 
+def _check_public(source: str) -> None:
+    """An adapter from the Hub has no say over folders of this machine."""
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise ValueError(
+            f"`base` must be given: the adapter names {source!r:.200}, which is no Hub id. Do pass the model that it "
+            "was made for."
+        ) from error
+
+
 def _commit(config: SpaceConfig) -> dict[str, str]:
     """The commit of the base on the Hub, as an argument; none for a base that came from a folder."""
     fingerprint = config.base_fingerprint or {}
@@ -73,16 +88,19 @@ def _commit(config: SpaceConfig) -> dict[str, str]:
 
 
 def _load(source: str | os.PathLike[str], config: SpaceConfig, dtype: str, at: dict[str, str]) -> nn.Module:
-    if getattr(AutoConfig.from_pretrained(source, **at), "quantization_config", None) is not None:
+    # an adapter that may be anybody's has named it: none of its code is run
+    settings = AutoConfig.from_pretrained(source, trust_remote_code=False, **at)
+    if getattr(settings, "quantization_config", None) is not None:
         raise ValueError(
             f"`base` must be stored in 16 or 32 bits; got {source}, which is quantised: rounding the merged weight "
             "would destroy the erasure. Do pass the original checkpoint, and quantise after merging."
         )
-    name = (config.auto_mapping or {}).get("base_model_class", "")
-    model_cls = getattr(transformers, name, None)
-    if model_cls is None:
+    name = (config.auto_mapping or {}).get("base_model_class") or ""
+    model_cls: Any = getattr(transformers, name, None)
+    is_model = isinstance(model_cls, type) and issubclass(model_cls, PreTrainedModel)
+    if not is_model:
         raise ValueError(
-            f"`base` must be a class of transformers to be loaded; got {name!r}. Do pass the model itself."
+            f"`base` must be a model of transformers to be loaded; got {name!r}. Do pass the model itself."
         )
     return model_cls.from_pretrained(source, dtype=DTYPES[dtype], **at)
 
@@ -100,7 +118,7 @@ def _refuse_low_bit(model: nn.Module) -> None:
 
 def _copy_processor(source: str | os.PathLike[str], folder: Path, at: dict[str, str]) -> None:
     try:
-        processor = AutoProcessor.from_pretrained(source, **at)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **at)
     except (OSError, ValueError):
         # A checkpoint without one is a model all the same.
         return

@@ -17,10 +17,11 @@ from peft import PeftModel
 from peft.utils import PeftType, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
-from peft_space._peft import adapter_configs, present_adapters
+from peft_space._peft import adapter_configs, present_adapters, with_names
 from peft_space.adapter.fetch import check_weights, fetch_adapter, weights_file
 from peft_space.tuner import SpaceConfig, check_base
 from peft_space.unfinished import unfinished
+from peft_space.vlm import base_of
 
 
 def save_erasure_adapter(
@@ -94,9 +95,9 @@ def load_erasure(
         A `PeftModel`; `model` itself if it was one.
 
     Raises:
-        ValueError: the name is taken, the base is another model, or `path` holds no erasure adapter, weights that do
-            not fit its config (keys missing or unexpected), or none but pickled ones: those are never read. `model` is
-            left as it was.
+        ValueError: the name is taken, the base is another model, or `path` holds no erasure adapter, a damaged one,
+            weights that do not fit its config (keys missing or unexpected, sizes that differ), or none but pickled
+            ones: those are never read. `model` is left as it was.
         ConnectionError: the Hub can't be reached and the adapter is not in the cache.
     """
     if adapter_name in present_adapters(model):
@@ -109,6 +110,7 @@ def load_erasure(
     config = SpaceConfig.from_pretrained(folder)
     if check_base:
         _check_base(config, model)
+    config = with_names(config, base_of(model))
     check_weights(weights, config, model)
     config.inference_mode = not is_trainable
     if not isinstance(model, PeftModel):

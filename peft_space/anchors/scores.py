@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..concepts import Concept
-from ..vlm import Prompt, log_likelihood, text_embeddings
+from ..vlm import Prompt, log_likelihood, special_in, text_embeddings, text_ids
 
 _PHRASINGS = ("{}", "a picture of {}", "this is {}")
 _NEUTRAL = "something"
@@ -28,10 +28,15 @@ def concept_embedding(model: nn.Module, processor: Any, concept: Concept) -> Ten
         `(d,)` float32, unit norm.
 
     Raises:
-        ValueError: the tokenizer has no token for the name.
+        ValueError: the tokenizer has no token for the name, or the name holds a token that is none of text.
     """
     for name in concept.names:
-        ids = processor.tokenizer(name, add_special_tokens=False)["input_ids"]
+        if (token := special_in(processor, name)) is not None:
+            raise ValueError(
+                f"`concept` must be a name without special tokens of the model; got {name!r}, which holds {token!r}. "
+                "Give the name as it is said."
+            )
+        ids = text_ids(processor, name)
         if not ids or all(token == processor.tokenizer.unk_token_id for token in ids):
             raise ValueError(
                 f"`concept` must be text that the model's tokenizer can write; got {name!r}. Check the spelling."

@@ -49,7 +49,7 @@ def nearest(index: FeatureIndex, concept: Tensor, k: int) -> Nearest:
     best, places = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     counts = torch.zeros(_BINS, dtype=torch.long)
     for start, cosine in _cosines(index, concept, common):
-        advance(\"search\", start, len(index))
+        advance("search", start, len(index))
         counts += tally(cosine)
         top = cosine.topk(min(k + _SLACK, len(cosine)))
         best, places = torch.cat([best, top.values]), torch.cat([places, top.indices + start])

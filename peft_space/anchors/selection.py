@@ -156,27 +156,24 @@ class Anchors:
             public_images: the set they were chosen from, as for `load_public_images`; pictures are found by their ids.
 
         Raises:
-            ValueError: a picture of the table is not in the set.
+            ValueError: the file is no such table, or a picture of it is not in the set.
         """
-        with open(path, newline="", encoding="utf-8") as file:
-            ids = {row["id"] for row in csv.DictReader(file)}
+        rows = _rows_of(path)
+        ids = {name for name, *_ in rows}
         public = load_public_images(public_images) if in_memory(public_images) else _named(public_images, ids)
         places = {name: place for place, name in enumerate(public.ids)}
         cosine = torch.full((len(public),), -torch.inf)
         likelihood = torch.full((len(public),), torch.nan)
-        roles: dict[str, list[int]] = {"anchor": [], "monitor": [], "recognised": [], "": []}
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["id"] not in places:
-                    raise ValueError(
-                        f"`public_images` must hold every picture of {path}; got a set without {row['id']!r}. Give "
-                        "the set that the anchors were chosen from."
-                    )
-                place = places[row["id"]]
-                cosine[place] = float(row["cosine"])
-                if row["log_likelihood"]:
-                    likelihood[place] = float(row["log_likelihood"])
-                roles[row["role"]].append(place)
+        roles: dict[str, list[int]] = {role: [] for role in _ROLES}
+        for name, cosine_of_it, said_of_it, role in rows:
+            if name not in places:
+                raise ValueError(
+                    f"`public_images` must hold every picture of {path}; got a set without {name!r}. Give the set "
+                    "that the anchors were chosen from."
+                )
+            place = places[name]
+            cosine[place], likelihood[place] = cosine_of_it, said_of_it
+            roles[role].append(place)
         listed = cosine[~likelihood.isnan()]
         likeliest = sorted(roles["anchor"], key=lambda place: -float(likelihood[place]))
         return cls(
@@ -189,6 +186,26 @@ class Anchors:
             float(listed.min()) if len(listed) else math.nan,
             tuple(roles["recognised"]),
         )
+
+
+_ROLES = ("anchor", "monitor", "recognised", "")
+
+
+def _rows_of(path: str | Path) -> list[tuple[str, float, float, str]]:
+    """Id, cosine, log-likelihood and role of every picture in a table that `Anchors.write_scores` left."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [
+                (row["id"], float(row["cosine"]), float(row["log_likelihood"] or "nan"), row["role"])
+                for row in csv.DictReader(file)
+            ]
+        if odd := {role for *_, role in rows} - set(_ROLES):
+            raise ValueError(f"unknown roles {sorted(map(str, odd))[:3]}")
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`path` must be a table of anchors as `erase` writes it; got {path}: {error!s:.200}. Do choose them anew."
+        ) from error
+    return rows
 
 
 @together()

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from ..adapter import whole_folder
 from ..console import reasons_table
 from ..evaluation.intervals import CONFIDENCE
+from ..quoting import markdown, printable
 from ..report import write_json
 from .figures import FIGURES, plots
 from .outcome import AS_ORACLE, NOT_JUDGED, ROBUST, UNSURE, VERDICTS, Outcome
@@ -120,9 +120,10 @@ class AuditReport:
         Args:
             figures: files that lie beside it.
         """
-        lines = [f"# Audit: {self.concept}", ""]
+        lines = [f"# Audit: {markdown(self.concept)}", ""]
         lines += [
-            f"Attacked: {', '.join(self.sides)}. Measured on {self.whose}; other concepts are known by {self.truth}. "
+            f"Attacked: {', '.join(self.sides)}. Measured on {markdown(self.whose)}; other concepts are known by "
+            f"{markdown(self.truth)}. "
             f'{round(100 * CONFIDENCE)} % intervals, drawn over pictures. "Told" is the share of the concept\'s '
             "pictures that are called by its name less that of other pictures, under the same attack; for probes and "
             "membership it is the AUC. The control is the same attack aimed at other concepts.",
@@ -147,7 +148,7 @@ class AuditReport:
         lines += [f"| {verdict} | {meaning} |" for verdict, meaning in VERDICTS.items()]
         if self.unknown:
             lines += ["", "## Not run", "", "| attack | why |", "|---|---|"]
-            lines += [f"| {_cell(what)} | {_cell(why)} |" for what, why in self.unknown.items()]
+            lines += [f"| {markdown(what)} | {markdown(why)} |" for what, why in self.unknown.items()]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -178,7 +179,9 @@ class AuditReport:
     def table(self) -> Table:
         """Attacks and verdicts, for `rich`."""
         percent = round(100 * CONFIDENCE)
-        table = Table(title=f"{self.concept}: what attacks got, with {percent} % intervals", title_justify="left")
+        table = Table(
+            title=printable(f"{self.concept}: what attacks got, with {percent} % intervals"), title_justify="left"
+        )
         table.add_column("attack")
         for column in (*self.sides, "control"):
             table.add_column(column, justify="right")
@@ -186,8 +189,8 @@ class AuditReport:
         for outcome in (*([self.unattacked] if self.unattacked else []), *self.outcomes):
             told = [outcome.readings[side].told.told(2) if side in outcome.readings else "" for side in self.sides]
             control = outcome.readings[ERASED].control
-            label = Text(f"{outcome.kind}: {outcome.label}" if outcome.kind in KINDS else outcome.label)
-            table.add_row(label, *told, "" if control is None else f"{control.value:.2f}", Text(outcome.verdict))
+            label = printable(f"{outcome.kind}: {outcome.label}" if outcome.kind in KINDS else outcome.label)
+            table.add_row(label, *told, "" if control is None else f"{control.value:.2f}", printable(outcome.verdict))
         return table
 
     def unknown_table(self) -> Table:
@@ -205,9 +208,7 @@ def _table(outcomes: list[Outcome], sides: tuple[str, ...]) -> list[str]:
         for side in (BASE, ERASED):
             control = outcome.readings[side].control
             cells.append("" if control is None else f"{control.value:.2f}")
-        lines.append("| " + " | ".join([_cell(outcome.label), *cells, outcome.verdict, _cell(outcome.why)]) + " |")
+        lines.append(
+            "| " + " | ".join([markdown(outcome.label), *cells, outcome.verdict, markdown(outcome.why)]) + " |"
+        )
     return [*lines, ""]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -23,6 +23,8 @@ _NAME = re.compile(r"(\b(the|a|an)\s+)?\{name\}", flags=re.IGNORECASE)
 # Chinese, Korean. Beside their letters nothing tells where a word begins.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -41,7 +43,7 @@ class Concept:
             by another name keeps it. `None`: the likeliest other name.
 
     Raises:
-        ValueError: the name is empty, or a question is malformed.
+        ValueError: the name is empty, a question is malformed, or a text is none that UTF-8 can write.
     """
 
     name: str
@@ -59,6 +61,14 @@ class Concept:
             if isinstance(value, str) or not all(isinstance(text, str) and text.strip() for text in value):
                 raise ValueError(f"`{field}` must be a list of non-empty strings; got {value!r}.")
             object.__setattr__(self, field, tuple(value))
+        for field in ("name", "aliases", "questions", "text_questions", "referent", "generic_question"):
+            value, called = getattr(self, field), "concept" if field == "name" else field
+            for text in [value] if isinstance(value, str) else value or ():
+                if _HALF_PAIR.search(text):
+                    raise ValueError(
+                        f"`{called}` must be text that UTF-8 can write; got {text!r}, which holds half of a surrogate "
+                        "pair. Give the whole character."
+                    )
         if not self.questions:
             raise ValueError("`questions` must hold at least one way to ask for the name beside an image; got none.")
         for question in self.text_questions:

@@ -12,10 +12,12 @@ from typing import Any, overload
 
 from PIL import Image, ImageOps
 
-from .sources import Entry, ImageSource, TarMember, image_source
+from .sources import Entry, ImageSource, TarMember, image_source, read_at_most
 
 MAX_PIXELS = 2 * 89_478_485
 """A file that claims more pixels is refused as a decompression bomb before it is decoded; Pillow's own limit."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called. Pillow knows more: for EPS it starts Ghostscript."""
 ENOUGH_PIXELS = 2**22
 """A file with more pixels is reduced to these as it is read: no model is shown more, and hundreds are held at once."""
 
@@ -139,9 +141,13 @@ def encoded(entry: Any) -> bytes | None:
 
     Raises:
         OSError: the file is gone or cannot be read.
+        ValueError: it has more than `MOST_BYTES`.
     """
     if isinstance(entry, Path):
-        return entry.read_bytes()
+        if entry.exists() and not entry.is_file():
+            raise OSError("no regular file")
+        with entry.open("rb") as file:
+            return read_at_most(file, entry.stat().st_size)
     if isinstance(entry, TarMember):
         return entry.read()
     return entry.get("bytes") if isinstance(entry, dict) else entry if isinstance(entry, bytes) else None
@@ -163,15 +169,29 @@ def read_picture(entry: Any) -> Image.Image:
         raise entry
     data = encoded(entry)
     if data is not None:
-        with Image.open(io.BytesIO(data)) as image:
-            return _from_file(image)
+        return _decoded(data)
     if isinstance(entry, dict):
-        from datasets import Image as ImageFeature
-
-        return _from_file(ImageFeature().decode_example(entry))
+        return _decoded(_named(entry))
     if isinstance(entry, Image.Image):
         return ImageOps.exif_transpose(entry).convert("RGB")
     raise ValueError(f"not a picture but a {type(entry).__name__}")
+
+
+def _named(entry: dict[str, Any]) -> bytes:
+    """The file that a row of a data set names, on this machine or wherever `fsspec` finds it."""
+    import fsspec
+
+    if not isinstance(entry.get("path"), str):
+        raise ValueError("a row without a picture")
+    with fsspec.open(entry["path"], "rb") as file:
+        return read_at_most(file)
+
+
+def _decoded(data: bytes) -> Image.Image:
+    Image.init()
+    # an older Pillow, or one built without a library, may lack some
+    with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        return _from_file(image)
 
 
 def _from_file(image: Image.Image) -> Image.Image:

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 SHARDS = {".parquet", ".tar"}
 
+MOST_BYTES = 2**28
+"""A picture's file that has more bytes is refused."""
+
 Entry = tuple[str, Any]
 """An id, and what `images.read_picture` makes a picture of; an exception where that cannot be had."""
+
+
+def read_at_most(file: BinaryIO, size: int | None = None) -> bytes:
+    """The next `size` bytes of a file, or all that are left.
+
+    Raises:
+        ValueError: they are more than `MOST_BYTES`, or `size` is below 0.
+    """
+    if size is not None and not 0 <= size <= MOST_BYTES:
+        raise ValueError(f"a file of {size} bytes, of at most {MOST_BYTES}")
+    data = file.read(MOST_BYTES + 1 if size is None else size)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"a file of more than {MOST_BYTES} bytes")
+    return data
 
 
 @dataclass(frozen=True)
@@ -30,7 +48,7 @@ class TarMember:
         """Its bytes."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
-            return file.read(self.size)
+            return read_at_most(file, self.size)
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ def image_source(
                 "`public_images` must be a folder that exists or a Hub data-set id 'owner/name'; "
                 f"got {_named(source)}."
             )
-        rows = _of_rows(_from_hub(source, split), image_column, limit)
+        rows = _of_rows(_from_hub(source, split), image_column, limit, within=source)
         version = _commit_of(source)
         return ImageSource(
             _named(source),
@@ -161,7 +179,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 def _in_files(root: Path, column: str) -> Iterator[Entry]:
     for path, _ in _walk(root):
-        name = str(path.relative_to(root if root.is_dir() else root.parent))
+        name = _written(str(path.relative_to(root if root.is_dir() else root.parent)))
         if path.suffix.lower() == ".tar":
             yield from _in_tar(path, name)
         elif path.suffix.lower() == ".parquet":
@@ -172,43 +190,72 @@ def _in_files(root: Path, column: str) -> Iterator[Entry]:
 
 def _in_tar(path: Path, name: str) -> Iterator[Entry]:
     """Every picture among the members; only their headers are read. A shard that breaks off ends there."""
+    if not path.is_file():
+        yield name, OSError("no regular file")
+        return
     try:
         with tarfile.open(path, "r:") as shard:
+            end = 0
             for member in shard:
+                # a size below none would have the headers read over and over
+                if shard.offset <= end:
+                    raise tarfile.ReadError("a member ends before it begins")
+                end = shard.offset
                 shard.members.clear()  # type: ignore[attr-defined]
                 if member.isfile() and Path(member.name).suffix.lower() in ENDINGS:
-                    yield f"{name}/{member.name}", TarMember(path, member.offset_data, member.size)
-    except tarfile.TarError as error:
+                    yield f"{name}/{_written(member.name)}", TarMember(path, member.offset_data, member.size)
+    except Exception as error:  # what a broken header leads to is up to the reader of each kind of header
         yield name, error
 
 
 def _in_parquet(path: Path, name: str, column: str) -> Iterator[Entry]:
     try:
-        from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ImportError(
             f"`public_images` holds {name!r}, and parquet files need `pyarrow`. "
             "Install it with `pip install 'peft-space[data]'`."
         ) from error
+    if not path.is_file():
+        yield name, OSError("no regular file")
+        return
     try:
         file = ParquetFile(path)
-    except ArrowInvalid as error:
+        columns = file.schema_arrow.names
+    except Exception as error:  # Arrow has an error of its own for each thing that may be wrong
         yield name, error
         return
     with file:
-        columns = file.schema_arrow.names
         if column not in columns:
             raise ValueError(f"`image_column` must be a column of the data set, {columns}; got {column!r}.")
         number = 0
-        for batch in file.iter_batches(64, columns=[column]):
-            for value in batch.column(0):
-                yield f"{name}/{number}", value.as_py()
-                number += 1
+        try:
+            for batch in file.iter_batches(64, columns=[column]):
+                for value in batch.column(0):
+                    yield f"{name}/{number}", _embedded(value.as_py())
+                    number += 1
+        except Exception as error:  # as above
+            yield f"{name}/{number}", error
 
 
-def _of_rows(source: Any, column: str, limit: int | None) -> ImageSource:
-    """A sequence of pictures, a data set, or anything that yields rows as often as it is asked."""
+def _embedded(value: Any) -> Any:
+    """A cell of a shard: a picture that lies in it, and none that it names; a shard has no say over other files."""
+    if isinstance(value, dict) and not isinstance(value.get("bytes"), bytes):
+        return ValueError("no picture lies in the shard")
+    return value
+
+
+def _written(name: str) -> str:
+    """A file's name as text; of bytes that are none, their numbers."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _of_rows(source: Any, column: str, limit: int | None, within: str | None = None) -> ImageSource:
+    """A sequence of pictures, a data set, or anything that yields rows as often as it is asked.
+
+    Args:
+        within: the Hub data set whose rows these are: they may name no file but its own.
+    """
     columns = getattr(source, "column_names", None)
     if columns is not None and column not in columns:
         raise ValueError(f"`image_column` must be a column of the data set, {columns}; got {column!r}.")
@@ -220,7 +267,13 @@ def _of_rows(source: Any, column: str, limit: int | None) -> ImageSource:
     def cell(row: Any) -> Any:
         if isinstance(row, dict) and column not in row:
             raise ValueError(f"`image_column` must be a column of the data set, {list(row)}; got {column!r}.")
-        return row[column] if isinstance(row, dict) else row
+        value = row[column] if isinstance(row, dict) else row
+        if within is not None and isinstance(value, dict) and not isinstance(value.get("bytes"), bytes):
+            # "zip://a.png::hf://datasets/owner/name@commit/a.zip"
+            place = str(value.get("path")).rpartition("::")[2]
+            if not re.match(rf"hf://datasets/{re.escape(within)}[@/](?!.*\.\.)", place):
+                return ValueError("no picture lies in the row, and it names none of the data set")
+        return value
 
     def begin(start: int) -> Iterator[Entry]:
         later: Iterable[Any] = islice(rows, start, None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from huggingface_hub import constants
 from PIL import Image, ImageOps
 
+from ..concepts.images import read_picture, why_unreadable
 from .examples import EvaluatedSet, Example
 
 MLLMU, CLEAR = "MLLMMU/MLLMU-Bench", "therem/CLEAR"
@@ -87,15 +90,16 @@ def load_classification(
     wanted = None if concepts is None else {name.casefold() for name in concepts}
     counts: dict[str, int] = {}
     examples = []
-    for row in rows:
-        label = _column(row, suite.label_column)
-        names = _spoken(_named(label, label_names, suite.label_column), suite.hyphenated)
-        number = counts.get(names[0], 0)
-        if (wanted is not None and names[0].casefold() not in wanted) or number == per_concept:
-            continue
-        counts[names[0]] = number + 1
-        image = _picture(_column(row, suite.image_column))
-        examples.append(Example(suite.question, names[0], image, names[0], "name", aliases=tuple(names[1:])))
+    for place, row in enumerate(rows):
+        with _readable(place):
+            label = _column(row, suite.label_column)
+            names = _spoken(_named(label, label_names, suite.label_column), suite.hyphenated)
+            number = counts.get(names[0], 0)
+            if (wanted is not None and names[0].casefold() not in wanted) or number == per_concept:
+                continue
+            counts[names[0]] = number + 1
+            image = _picture(_column(row, suite.image_column), source)
+            examples.append(Example(suite.question, names[0], image, names[0], "name", aliases=tuple(names[1:])))
     return _filled(examples, source, config)
 
 
@@ -119,32 +123,38 @@ def load_mllmu(
     for number, row in enumerate(_rows(source, config, split)):
         if number == limit:
             break
-        person = str(_column(row, "ID"))
-        # the set of transformed pictures has several of each person
-        pictures = [_picture(image) for image in row["images"]] if row.get("images") else None
-        pictures = pictures or [_picture(_column(row, "image"))]
-        if row.get("question") and row.get("answer"):
-            examples += [Example(row["question"], row["answer"], image, person, "generation") for image in pictures]
-        classification = _column(row, "Classification_Task")
-        for key, some in (("Image_Textual_Questions", pictures), ("Pure_Text_Questions", [None])):
-            for asked in _records(classification[key]):
-                options = {letter: text for letter, text in asked["Options"].items() if text is not None}
-                listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
-                question, letters = f"{asked['Question']}\n{listed}\n{_CHOOSE}", tuple(options)
-                examples += [
-                    Example(question, asked["Correct_Answer"], image, person, "choice", options=letters)
-                    for image in some
-                ]
-        tasks: tuple[tuple[str, Literal["generation", "cloze"]], ...] = (
-            ("Generation_Task", "generation"),
-            ("Mask_Task", "cloze"),
-        )
-        for column, task in tasks:
-            for asked in _records(_column(row, column)):
-                alone = "pure" in asked["Type"].lower()
-                for image in [None] if alone else pictures:
-                    examples.append(Example(asked["Question"], asked["Ground_Truth"], image, person, task))
+        with _readable(number):
+            examples += _of_person(row, source)
     return _filled(examples, source, config)
+
+
+def _of_person(row: Mapping[str, Any], source: Any) -> list[Example]:
+    examples: list[Example] = []
+    person = str(_column(row, "ID"))
+    # the set of transformed pictures has several of each person
+    pictures = [_picture(image, source) for image in row["images"]] if row.get("images") else None
+    pictures = pictures or [_picture(_column(row, "image"), source)]
+    if row.get("question") and row.get("answer"):
+        examples += [Example(row["question"], row["answer"], image, person, "generation") for image in pictures]
+    classification = _column(row, "Classification_Task")
+    for key, some in (("Image_Textual_Questions", pictures), ("Pure_Text_Questions", [None])):
+        for asked in _records(classification[key]):
+            options = {letter: text for letter, text in asked["Options"].items() if text is not None}
+            listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+            question, letters = f"{asked['Question']}\n{listed}\n{_CHOOSE}", tuple(options)
+            examples += [
+                Example(question, asked["Correct_Answer"], image, person, "choice", options=letters) for image in some
+            ]
+    tasks: tuple[tuple[str, Literal["generation", "cloze"]], ...] = (
+        ("Generation_Task", "generation"),
+        ("Mask_Task", "cloze"),
+    )
+    for column, task in tasks:
+        for asked in _records(_column(row, column)):
+            alone = "pure" in asked["Type"].lower()
+            for image in [None] if alone else pictures:
+                examples.append(Example(asked["Question"], asked["Ground_Truth"], image, person, task))
+    return examples
 
 
 def load_clear(
@@ -169,28 +179,33 @@ def load_clear(
     for number, row in enumerate(_rows(source, config, split)):
         if number == limit:
             break
-        name = row.get("name") or None
-        if row.get("image") is not None:
-            image = _picture(row["image"])
-            if row.get("caption"):
-                perturbed = tuple(row.get("perturbed_captions") or ())
-                paraphrase = row.get("paraphrased_caption") or None
-                examples.append(
-                    Example(
-                        _CAPTION, row["caption"], image, name, "generation", paraphrase=paraphrase, perturbed=perturbed
-                    )
-                )
-            if name:
-                wrong = tuple(row.get("perturbed_names") or ())
-                question = SUITES["celebrities"].question
-                examples.append(Example(question, name, image, name, "name", perturbed=wrong))
-        elif row.get("question") and row.get("answer"):
-            examples.append(Example(row["question"], row["answer"], None, name, "generation"))
-        elif "caption" not in row:
-            raise ValueError(
-                f"`source` must have the columns of CLEAR, 'image', 'caption' and 'name'; got {list(row)}."
-            )
+        with _readable(number):
+            examples += _of_clear(row, source)
     return _filled(examples, source, config)
+
+
+def _of_clear(row: Mapping[str, Any], source: Any) -> list[Example]:
+    examples: list[Example] = []
+    name = row.get("name") or None
+    if row.get("image") is not None:
+        image = _picture(row["image"], source)
+        if row.get("caption"):
+            perturbed = tuple(row.get("perturbed_captions") or ())
+            paraphrase = row.get("paraphrased_caption") or None
+            examples.append(
+                Example(
+                    _CAPTION, row["caption"], image, name, "generation", paraphrase=paraphrase, perturbed=perturbed
+                )
+            )
+        if name:
+            wrong = tuple(row.get("perturbed_names") or ())
+            question = SUITES["celebrities"].question
+            examples.append(Example(question, name, image, name, "name", perturbed=wrong))
+    elif row.get("question") and row.get("answer"):
+        examples.append(Example(row["question"], row["answer"], None, name, "generation"))
+    elif "caption" not in row:
+        raise ValueError(f"`source` must have the columns of CLEAR, 'image', 'caption' and 'name'; got {list(row)}.")
+    return examples
 
 
 def _rows(source: Any, config: str | None, split: str) -> Iterable[Mapping[str, Any]]:
@@ -203,12 +218,22 @@ def _rows(source: Any, config: str | None, split: str) -> Iterable[Mapping[str, 
     except ImportError as error:
         raise ImportError("reading data sets needs `datasets`: `pip install 'peft-space[data]'`.") from error
     try:
-        return cast(Iterable[Mapping[str, Any]], load_dataset(str(source), config, split=split))
+        return cast(Iterable[Mapping[str, Any]], _undecoded(load_dataset(str(source), config, split=split)))
     except Exception as error:  # offline, unknown, private, no such split: each comes as another library's exception
         raise ValueError(
             f"`source` must be a folder or a Hub data-set id that can be loaded; got {str(source)!r}, config "
             f"{config!r}, split {split!r}. {type(error).__name__}: {error}"
         ) from error
+
+
+def _undecoded(rows: Any) -> Any:
+    """The rows with their pictures still files: `_picture` reads them, not the decoder that a file asks for."""
+    from datasets import Image as ImageFeature
+
+    for column, kind in (rows.features or {}).items():
+        if isinstance(kind, ImageFeature):
+            rows = rows.cast_column(column, ImageFeature(decode=False))
+    return rows
 
 
 def _column(row: Mapping[str, Any], column: str) -> Any:
@@ -224,10 +249,42 @@ def _records(value: Any) -> list[dict[str, Any]]:
     return list(value or ())
 
 
-def _picture(value: Any) -> Image.Image:
+@contextmanager
+def _readable(number: int) -> Iterator[None]:
+    """Rows come from others: one that has not the form that its set is known by is told, whatever is wrong with it."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(
+            f"`source` must have rows of the form that the data set is known by; got row {number}, where "
+            f"{type(error).__name__}: {error!s:.200}."
+        ) from error
+
+
+def _picture(value: Any, source: Any) -> Image.Image:
+    if isinstance(value, dict):
+        try:
+            if not isinstance(value.get("bytes"), bytes):
+                _check_place(value.get("path"), source)
+            return read_picture(value)
+        except Exception as error:  # what a broken file raises is up to a dozen decoders
+            raise ValueError(
+                f"`source` must hold pictures in its image column; got one that can't be read: {why_unreadable(error)}"
+            ) from error
     if not isinstance(value, Image.Image):
         raise ValueError(f"`source` must hold pictures in its image column; got a {type(value).__name__}.")
     return ImageOps.exif_transpose(value).convert("RGB")
+
+
+def _check_place(path: Any, source: Any) -> None:
+    """Rows may name files: those of their own set, where it lies or where `datasets` has put it, and no other."""
+    if not isinstance(source, (str, Path)):
+        return
+    from datasets import config
+
+    places = [source] if Path(source).is_dir() else [config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE]
+    if not any(Path(str(path)).resolve().is_relative_to(Path(place).resolve()) for place in places):
+        raise ValueError("no picture lies in the row, and it names none of the data set")
 
 
 def _named(label: Any, names: Sequence[str] | None, column: str) -> str:

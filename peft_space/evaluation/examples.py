@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from PIL import Image
 
 from ..concepts import Concept, PublicImages
+from ..untrusted import is_texts
 from ..vlm import Prompt
 
 Task = Literal["name", "attributes", "facts", "choice", "cloze", "generation"]
@@ -32,7 +33,8 @@ class Example:
         perturbed: wrong answers of the same form, for the truth ratio.
 
     Raises:
-        ValueError: question or answer is empty, the task is unknown, or the answer is not among the options.
+        ValueError: question or answer is empty, something is no text, the task is unknown, or the answer is not among
+            the options.
     """
 
     question: str
@@ -50,6 +52,12 @@ class Example:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"`{name}` must be a non-empty string; got {value!r}.")
+        for name in ("concept", "paraphrase"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"`{name}` must be a string or `None`; got {getattr(self, name)!r}.")
+        for name in ("aliases", "options", "perturbed"):
+            if not is_texts(getattr(self, name)):
+                raise ValueError(f"`{name}` must be a tuple of strings; got {getattr(self, name)!r}.")
         if self.task not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}; got {self.task!r}.")
         if (self.task == "choice") is not bool(self.options) or (self.options and self.answer not in self.options):

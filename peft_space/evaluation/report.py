@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from rich.text import Text
 
 from ..canvas import canvas
 from ..console import reasons_table
+from ..quoting import printable
 from ..report import write_json
 from .intervals import CONFIDENCE, Estimate, mean_estimate
 
@@ -203,7 +203,9 @@ class ErasureReport:
     def table(self) -> Table:
         """The figures with their intervals, for `rich`."""
         percent = round(100 * CONFIDENCE)
-        table = Table(title=f"{self.concept}: what was measured, with {percent} % intervals", title_justify="left")
+        table = Table(
+            title=printable(f"{self.concept}: what was measured, with {percent} % intervals"), title_justify="left"
+        )
         table.add_column("figure")
         for column in ("base", "erased"):
             table.add_column(column, justify="right")
@@ -211,7 +213,9 @@ class ErasureReport:
         table.add_column("data")
         for figure in self.figures.values():
             base = "" if figure.base is None else figure.base.told()
-            table.add_row(Text(figure.label), base, figure.erased.told(), f"{figure.n}/{figure.units}", figure.data)
+            table.add_row(
+                printable(figure.label), base, figure.erased.told(), f"{figure.n}/{figure.units}", figure.data
+            )
         return table
 
     def unknown_table(self) -> Table:

@@ -51,9 +51,12 @@ def anchors_of(adapter: str | os.PathLike[str], concept: Concept, public: Public
     path = Path(adapter) / _FILE
     if public is None or not path.is_file():
         return None
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "role" not in rows[0] or {row["id"] for row in rows} - set(public.ids):
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError):
+        return None
+    if not rows or "role" not in rows[0] or {row.get("id") for row in rows} - set(public.ids):
         return None
     return Anchors.read_scores(path, concept, public)
 

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..attacks.report import CARD_FIGURES, KINDS
 from ..console import MARKS
+from ..quoting import code, markdown, one_line
 from ..tuner import SpaceConfig
+from ..untrusted import is_number
 from .redaction import HASH_KEY
 
 CARD_FILE = "README.md"
@@ -46,13 +50,14 @@ def build_card(
     """
     report = config.record
     anchors = report.get("anchor_images") or {}
+    leak = report.get("leak") or {}
     fingerprint = config.base_fingerprint or {}
-    on_hub = config.base_model_name_or_path is not None
+    on_hub = _is_hub_id(config.base_model_name_or_path)
     base = config.base_model_name_or_path or fingerprint.get("name")
     data = ModelCardData(
         base_model=base if on_hub else None,
         base_model_relation="adapter" if on_hub else None,
-        datasets=[anchors["dataset"]] if anchors.get("dataset") else None,
+        datasets=[anchors["dataset"]] if _is_hub_id(anchors.get("dataset")) else None,
         library_name="peft",
         license=license,
         pipeline_tag=_TASK,
@@ -76,8 +81,21 @@ def build_card(
         anchors=anchors,
         attacks=attack_rows(report.get("attacks")),
         with_images=with_images,
+        dataset_is_on_hub=_is_hub_id(anchors.get("dataset")),
+        leak=leak if all(is_number(leak.get(how)) for how in ("mean", "max")) else None,
         card_data_license=license,
+        markdown=markdown,
+        code=code,
     )
+
+
+def _is_hub_id(name: Any) -> bool:
+    """Whether a name can be that of a repository, so that it may be linked to and stand in code."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return isinstance(name, str)
 
 
 def concept_names(config: SpaceConfig, aliases: Iterable[str] = ()) -> list[str]:
@@ -97,9 +115,14 @@ def marks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     before, after = report.get("before") or {}, report.get("after") or {}
     keys = [*(key for key in MARKS if key in before), *(key for key in before if key not in MARKS)]
     return [
-        {"key": key, "label": MARKS.get(key, key.replace("_", " ")), "before": before[key], "after": after[key]}
+        {
+            "key": key,
+            "label": MARKS.get(key, one_line(key).replace("_", " ")),
+            "before": before[key],
+            "after": after[key],
+        }
         for key in keys
-        if _is_number(before[key]) and _is_number(after.get(key))
+        if is_number(before[key]) and is_number(after.get(key))
     ]
 
 
@@ -113,7 +136,7 @@ def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
     return results + [
         _result("retained-inputs", retained, f"leak_{how}", f"leak, {how} over layers", leak[how])
         for how in ("mean", "max")
-        if _is_number(leak.get(how))
+        if is_number(leak.get(how))
     ]
 
 
@@ -144,7 +167,7 @@ def attack_rows(attacks: Any) -> list[dict[str, Any]]:
             for name, told in attacks.items()
         ]
     return [
-        {"name": row.get("name", "unnamed"), "figures": {k: row[k] for k in _in_order(row) if _is_number(row[k])}}
+        {"name": row.get("name") or "unnamed", "figures": {k: row[k] for k in _in_order(row) if is_number(row[k])}}
         for row in attacks or []
     ]
 
@@ -152,7 +175,3 @@ def attack_rows(attacks: Any) -> list[dict[str, Any]]:
 def _in_order(row: Mapping[str, Any]) -> list[str]:
     """An audit's figures as it tells them, whatever order a file had them in."""
     return sorted(row, key=lambda key: CARD_FIGURES.index(key) if key in CARD_FIGURES else len(CARD_FIGURES))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value

@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from ..adapter import CONFIG_FILE, WEIGHTS_FILE, save_erasure_adapter, weights_file
+from ..concepts.images import read_picture, why_unreadable
 from ..report import write_json
-from ..tuner import SpaceConfig
+from ..tuner import SIDE_FILE, SpaceConfig
+from ..untrusted import is_number, is_texts, read_json
 from .card import CARD_FILE, attack_rows, build_card, concept_names, fixed_words
 from .redaction import HASH_KEY, Redaction, hash_names
 
@@ -83,13 +85,8 @@ def open_publication(
             )
         weights_file(folder, folder)
         config = SpaceConfig.from_pretrained(folder)
-        report = dict(config.record)
-        if (folder / REPORT_FILE).is_file():
-            report |= json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-        sheet = None
-        if (folder / SHEET_FILE).is_file():
-            with Image.open(folder / SHEET_FILE) as image:
-                sheet = image.convert("RGB")
+        report = report_of(folder, config)
+        sheet = _sheet_of(folder) if (folder / SHEET_FILE).is_file() else None
         yield Publication(folder, config, report, sheet)
         return
     model = result_or_dir if isinstance(result_or_dir, PeftModel) else getattr(result_or_dir, "model", None)
@@ -106,6 +103,97 @@ def open_publication(
         report = config.record | (result.report if result is not None else {})
         pictured = result is not None and result.anchors is not None
         yield Publication(folder, config, report, result.contact_sheet() if pictured else None)
+
+
+def report_of(folder: Path, config: SpaceConfig) -> dict[str, Any]:
+    """What is known of an erasure that lies in a folder: its record and, over it, its `report.json`.
+
+    Raises:
+        ValueError: they are damaged, or hold something else under a name that is used here.
+    """
+    file = folder / REPORT_FILE
+    own = read_json(file) if file.exists() else {}
+    for told, where in ((config.record, SIDE_FILE), (own, REPORT_FILE)):
+        for name, (fits, form) in _FORMS.items():
+            if told.get(name) is not None and not fits(told[name]):
+                raise ValueError(
+                    f"`{where}` must hold {form} as `{name}`; got {told[name]!r:.200}, in {folder}. Do fetch the "
+                    "adapter again."
+                )
+    return config.record | own
+
+
+def _is_known(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def _holds(value: Any, **forms: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(fits(value.get(key)) for key, fits in forms.items())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_said(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_gauge(value: Any) -> bool:
+    known = _holds(value, about=_is_text, before=_is_known, reference=_is_known, after=_is_known)
+    return known and (value.get("after") is None or value.get("before") is not None)
+
+
+def _is_place(value: Any) -> bool:
+    whole = _holds(value, id=_is_text, index=is_number, cosine=_is_known, log_likelihood=_is_known)
+    return whole and {"id", "index", "cosine", "log_likelihood"} <= value.keys()
+
+
+def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+# What is used of a report, and in which form. A report is anybody's, and whatever else it holds is passed on.
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "concept": (lambda value: isinstance(value, str) or is_texts(value), "a name or a list of names"),
+    "aliases": (is_texts, "a list of names"),
+    "gauges": (_are(_is_gauge), "a list of mappings with `about`, `before`, `reference` and `after`"),
+    "leak": (lambda value: _holds(value, mean=_is_known, max=_is_known), "a mapping with `mean` and `max`"),
+    "before": (lambda value: isinstance(value, dict), "a mapping of figures"),
+    "after": (lambda value: isinstance(value, dict), "a mapping of figures"),
+    "anchor_images": (
+        lambda value: (
+            _holds(value, dataset=_is_said, split=_is_said, images=_are(_is_place))
+            and {"dataset", "split"} <= value.keys()
+        ),
+        "a mapping with `dataset`, `split` and `images`",
+    ),
+    "attacks": (
+        lambda value: isinstance(value, dict) or _are(lambda row: _holds(row, name=_is_said))(value),
+        "a mapping, or a list of mappings with a `name`",
+    ),
+    "reached": (lambda value: isinstance(value, bool), "true or false"),
+    "stopped": (_is_text, "a text"),
+    "text_knowledge": (_is_text, "a text"),
+    "model": (_is_text, "a name"),
+    "steps": (is_number, "a number"),
+    "strength": (is_number, "a number"),
+    "kept_rank": (lambda value: isinstance(value, dict), "a mapping"),
+    HASH_KEY: (
+        lambda value: _holds(value, kdf=_is_text, salt=_is_text, digests=is_texts),
+        "a mapping with `kdf`, `salt` and `digests`",
+    ),
+}
+
+
+def _sheet_of(folder: Path) -> Image.Image:
+    try:
+        return read_picture(folder / SHEET_FILE)
+    except Exception as error:  # what a broken file raises is up to a dozen decoders
+        raise ValueError(
+            f"`{SHEET_FILE}` must be a picture; got {folder / SHEET_FILE}, which can't be read: "
+            f"{why_unreadable(error)}. Do take it away."
+        ) from error
 
 
 def write_repository(

@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 from ..adapter import fetch_adapter
 from ..tuner import SIDE_FILE, SpaceConfig
+from ..untrusted import is_texts
 
 HASH_KEY = "concept_hash"
 """Where the `record` of a redacted adapter keeps the hash."""
@@ -30,6 +31,7 @@ HASH_KEY = "concept_hash"
 # RFC 7914; memory is 128 * n * r bytes
 _COST = {"n": 2**16, "r": 8, "p": 1}
 _MOST_MEMORY = 2**30
+_HEX = re.compile(r"([0-9a-f]{2}){1,64}")
 
 # words of a name that say nothing by themselves
 _FILLERS = frozenset("the and for von van der den del los las une das die with from".split())
@@ -65,14 +67,18 @@ def verify_redacted(repo_or_path: str | os.PathLike[str], name: str, **hub_kwarg
             f"`repo_or_path` must be a redacted erasure; got {str(repo_or_path)!r}, which has no `{HASH_KEY}`. Do "
             "read the name in its model card."
         )
-    costs = {key: hashed.get(key) for key in _COST}
+    hashed = hashed if isinstance(hashed, dict) else {}
+    costs: dict[str, Any] = {key: hashed.get(key) for key in _COST}
+    salt: Any = hashed.get("salt")
+    digests: Any = hashed.get("digests")
     known = hashed.get("kdf") == "scrypt" and all(isinstance(cost, int) and cost > 0 for cost in costs.values())
-    if not known or 128 * costs["n"] * costs["r"] * costs["p"] > _MOST_MEMORY:
+    known = known and isinstance(salt, str) and _HEX.fullmatch(salt) is not None and is_texts(digests)
+    if not known or 128 * costs["n"] * costs["r"] * costs["p"] > _MOST_MEMORY or costs["n"] & (costs["n"] - 1):
         raise ValueError(
-            f"`{HASH_KEY}` must be an scrypt hash of at most {_MOST_MEMORY >> 20} MiB; got {hashed.get('kdf')} with "
-            f"{costs}. Do update `peft_space`, or distrust the repository."
+            f"`{HASH_KEY}` must be an scrypt hash of at most {_MOST_MEMORY >> 20} MiB; got {hashed.get('kdf')!r:.100} "
+            f"with {costs!r:.100}. Do update `peft_space`, or distrust the repository."
         )
-    return _digest(name, bytes.fromhex(hashed["salt"]), **costs) in hashed["digests"]
+    return _digest(name, bytes.fromhex(salt), **costs) in digests
 
 
 def _digest(name: str, salt: bytes, n: int, r: int, p: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from ..adapter import CONFIG_FILE, fetch_adapter
 from ..tuner import SIDE_FILE, SpaceConfig
 from .card import attack_rows, concept_names, marks
-from .content import REPORT_FILE
+from .content import REPORT_FILE, report_of
 from .redaction import HASH_KEY
 
 
@@ -29,7 +28,7 @@ def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str
         empty.
 
     Raises:
-        ValueError: there is no erasure adapter at `path`.
+        ValueError: there is no erasure adapter at `path`, or a damaged one.
         ConnectionError: the Hub can't be reached and the adapter is not in the cache.
     """
     config, report = read_report(path, **hub_kwargs)
@@ -61,7 +60,4 @@ def read_report(path: str | os.PathLike[str], **hub_kwargs: Any) -> tuple[SpaceC
     """
     folder = fetch_adapter(path, (CONFIG_FILE, SIDE_FILE, REPORT_FILE), **hub_kwargs)
     config = SpaceConfig.from_pretrained(folder)
-    report: dict[str, Any] = dict(config.record)
-    if (folder / REPORT_FILE).is_file():
-        report |= json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    return config, report
+    return config, report_of(folder, config)

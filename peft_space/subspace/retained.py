@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..untrusted import is_number, read_json
+
 TENSORS_NAME = "retained_subspace.safetensors"
 RECORD_NAME = "retained_subspace.json"
 FORMAT = 1
@@ -165,7 +167,7 @@ class RetainedSubspace:
         """
         folder = Path(path)
         try:
-            record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+            record = read_json(folder / RECORD_NAME)
             _check_layout(record)
             if _digest(folder / TENSORS_NAME) != record["sha256"]:
                 raise ValueError(f"{TENSORS_NAME} and {RECORD_NAME} do not belong together")
@@ -203,7 +205,7 @@ def _check_record(key: str, record: InputRecord) -> None:
     numbers = [record.energy, *record.counts.values()]
     spectrum = record.spectrum
     if (
-        not all(isinstance(number, int | float) and number >= 0 for number in numbers)
+        not all(is_number(number) and number >= 0 for number in numbers)
         or not 0 < record.energy <= 1
         or record.method not in METHODS
         or spectrum.ndim != 1

@@ -25,7 +25,7 @@ from ..processes import (
     together,
 )
 from ..progress import advance, quietly
-from ..vlm import base_of, encode, evaluating, rows_at_a_time, speaker, to_device
+from ..vlm import base_of, encode, evaluating, rows_at_a_time, speaker, text_ids, to_device
 from .arguments import SpaceTrainingArguments
 from .dose import Gauge, Reading, read_dose
 from .losses import repulsion, spectral_entropy
@@ -91,7 +91,7 @@ def concept_directions(model: nn.Module, processor: Any, phrases: Sequence[str])
         `(tokens, d)` float32: the row of each distinct token of the phrases, less the mean of all rows.
     """
     rows = base_of(model).get_output_embeddings().weight.detach()
-    ids = [i for p in phrases for i in processor.tokenizer(p, add_special_tokens=False)["input_ids"]]
+    ids = [i for phrase in phrases for i in text_ids(processor, phrase)]
     return rows[sorted(set(ids))].float() - rows.mean(0, dtype=torch.float32)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig
 
 from peft_space._peft import SPACE
+from peft_space.untrusted import is_number, is_texts, read_json
 
+CONFIG_FILE = "adapter_config.json"
 SIDE_FILE = "space_config.json"
 """What plain LoRA has no place for lies in this file, beside `adapter_config.json`."""
 
@@ -37,9 +40,69 @@ _REFUSED = {
     "lora_bias": "a bias changes the output for every input",
     "modules_to_save": "fully trained modules are not held by the null space",
     "trainable_token_indices": "trained embeddings are not held by the null space",
+    "megatron_config": "Megatron's layers are not those that the basis was fitted on",
 }
 
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_name(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_patterns(value: Any) -> bool:
+    return _is_name(value) or is_texts(value)
+
+
+def _is_table(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) and holds(entry) for key, entry in value.items())
+
+
+def _is_layers(value: Any) -> bool:
+    return value is None or isinstance(value, int) or (isinstance(value, list) and all(map(_is_layers, value)))
+
+
+def _is_layer_names(value: Any) -> bool:
+    names = [value] if isinstance(value, str) else value or []
+    return is_texts(names) and all(re.fullmatch(r"[\w.]+", name) for name in names)
+
+
+def _is_fingerprint(value: Any) -> bool:
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and all(key in value for key in ("config", "name", "revision", "weights"))
+        and all(_is_name(value[key]) for key in ("config", "name", "revision"))
+        and _is_table(value["weights"], lambda some: isinstance(some, list) and all(map(is_number, some)))
+    )
+
+
+# What a file may have under the names that are used here, and how that is told. A file is anybody's.
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (_is_whole, "a whole number above 0"),
+    "lora_alpha": (is_number, "a finite number"),
+    "lora_dropout": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "rank_pattern": (lambda value: _is_table(value or {}, _is_whole), "a mapping of names to whole numbers above 0"),
+    "alpha_pattern": (lambda value: _is_table(value or {}, is_number), "a mapping of names to finite numbers"),
+    "target_modules": (_is_patterns, "names or a pattern"),
+    "exclude_modules": (_is_patterns, "names or a pattern"),
+    "layers_to_transform": (_is_layers, "numbers of layers"),
+    "layers_pattern": (_is_layer_names, "names of lists of layers"),
+    "base_model_name_or_path": (_is_name, "a name"),
+    "revision": (_is_name, "a name"),
+    "auto_mapping": (lambda value: _is_table(value or {}, _is_name), "a mapping of names to names"),
+    "fan_in_fan_out": (lambda value: isinstance(value, bool), "true or false"),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+    "concept": (_is_patterns, "a name or a list of names"),
+    "parts": (lambda value: isinstance(value, str) or is_texts(value), f"some of {', '.join(PARTS)}"),
+    "base_fingerprint": (_is_fingerprint, "what `base_fingerprint` returns"),
+    "record": (lambda value: isinstance(value, dict), "a mapping"),
+}
 
 
 @dataclass
@@ -75,6 +138,9 @@ class SpaceConfig(LoraConfig):
     )
 
     def __post_init__(self):
+        for name, (fits, form) in _FORMS.items():
+            if not fits(getattr(self, name)):
+                raise ValueError(f"`{name}` must be {form}; got {getattr(self, name)!r:.200}.")
         self._refuse()
         super().__post_init__()
         self.peft_type = SPACE
@@ -109,8 +175,7 @@ class SpaceConfig(LoraConfig):
 
     def to_side(self) -> dict[str, Any]:
         """What plain LoRA has no place for: the content of the side file."""
-        own = {f.name for f in fields(self)} - {f.name for f in fields(LoraConfig)}
-        return {"format": _FORMAT} | {name: getattr(self, name) for name in sorted(own)}
+        return {"format": _FORMAT} | {name: getattr(self, name) for name in sorted(_own_fields())}
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write a plain LoRA configuration and the side file.
@@ -137,32 +202,48 @@ class SpaceConfig(LoraConfig):
             **kwargs: for `huggingface_hub.hf_hub_download` (`revision`, `token`, `cache_dir` ...).
 
         Raises:
-            ValueError: there is no adapter, it is not plain LoRA, or the side file is missing or of a later version.
+            ValueError: there is no adapter, it is not plain LoRA, or a file is missing, damaged or of a later version.
         """
-        lora = LoraConfig.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        if type(lora) is not LoraConfig:
-            raise ValueError(f"the adapter must be LoRA on disk; got {type(lora).__name__}.")
-        side = json.loads(_side_file(pretrained_model_name_or_path, subfolder, kwargs).read_text(encoding="utf-8"))
+        settings = read_json(_fetched(pretrained_model_name_or_path, CONFIG_FILE, subfolder, kwargs))
+        side = read_json(_fetched(pretrained_model_name_or_path, SIDE_FILE, subfolder, kwargs))
+        kind = settings.get("peft_type")
+        if kind != "LORA":
+            raise ValueError(f"the adapter must be LoRA on disk; got {kind!r:.200} as its `peft_type`.")
         if side.pop("format", None) != _FORMAT:
             raise ValueError(f"`{SIDE_FILE}` must be of format {_FORMAT}. Do update `peft_space`.")
+        if odd := side.keys() - _own_fields():
+            raise ValueError(f"`{SIDE_FILE}` must hold {', '.join(sorted(_own_fields()))}; got {sorted(odd)!r:.200}.")
+        # PEFT leaves it out, too: it is for the run at hand
+        settings.pop("runtime_config", None)
+        try:
+            lora = LoraConfig.from_peft_type(**settings)
+        except Exception as error:  # PEFT takes settings as its own; what it makes of others' is up to each of them
+            raise ValueError(
+                f"`{CONFIG_FILE}` must hold settings of LoRA; got some that PEFT can't read: {error!s:.200}"
+            ) from error
         return cls(**_init_values(lora, LoraConfig), **side)
+
+
+def _own_fields() -> set[str]:
+    return {f.name for f in fields(SpaceConfig)} - {f.name for f in fields(LoraConfig)}
 
 
 def _init_values(config: LoraConfig, config_cls: type) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config_cls) if f.init}
 
 
-def _side_file(path: str | PathLike[str], subfolder: str | None, hub_kwargs: dict[str, Any]) -> Path:
+def _fetched(path: str | PathLike[str], name: str, subfolder: str | None, hub_kwargs: dict[str, Any]) -> Path:
     folder = Path(path, subfolder or "")
-    missing = ValueError(
-        f"`{path}` must hold `{SIDE_FILE}`, which every erasure adapter has. Do load it as plain LoRA with "
-        "`PeftModel.from_pretrained` if it is another adapter."
-    )
+    if name == SIDE_FILE:
+        hint = "which every erasure adapter has. Do load it as plain LoRA with `PeftModel.from_pretrained`"
+    else:
+        hint = "which every adapter has. Do load it as the model that it is"
+    missing = ValueError(f"`{path}` must hold `{name}`, {hint} if it is something else.")
     if folder.is_dir():
-        if not (folder / SIDE_FILE).is_file():
+        if not (folder / name).is_file():
             raise missing
-        return folder / SIDE_FILE
+        return folder / name
     try:
-        return Path(hf_hub_download(str(path), SIDE_FILE, subfolder=subfolder, **hub_kwargs))
-    except EntryNotFoundError as error:
+        return Path(hf_hub_download(str(path), name, subfolder=subfolder, **hub_kwargs))
+    except Exception as error:  # as PEFT: not there, private, offline, no id, each in its own way
         raise missing from error

@@ -2,7 +2,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 from peft_space import Concept
 from peft_space.anchors import concept_embedding, name_likelihood, projector_cosine
@@ -25,10 +27,8 @@ def test_an_alias_turns_it(base, processor):
 
 def test_a_name_without_a_token_of_its_own(base):
     # the test bed's tokenizer can write everything; this one knows no letter of the name
-    def tokenizer(text, **options):
-        return {"input_ids": [3] * len(text)}
-
-    tokenizer.unk_token_id = 3
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "moss": 1}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     with pytest.raises(ValueError, match="`concept` must be text that the model's tokenizer can write; got 'ཀཁ'"):
         concept_embedding(base, SimpleNamespace(tokenizer=tokenizer), Concept("ཀཁ"))
 

@@ -93,7 +93,7 @@ def edit_tensors(change):
     [
         (lambda f: (f / retained_file.RECORD_NAME).write_text("{"), "Expecting"),
         (lambda f: (f / retained_file.RECORD_NAME).write_bytes(b"\xff"), "codec"),
-        (lambda f: (f / retained_file.RECORD_NAME).write_text("[]"), "format 1"),
+        (lambda f: (f / retained_file.RECORD_NAME).write_text("[]"), "JSON object; got a list"),
         (lambda f: (f / retained_file.TENSORS_NAME).write_bytes(b"cut"), "belong together"),
         (edit_record(lambda r: r.update(format=2)), "format 1"),
         (edit_record(lambda r: r.update(code="x")), "entries"),
