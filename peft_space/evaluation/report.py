@@ -186,7 +186,7 @@ class Collateral:
         axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
         axes.set_xlabel(self.similarity)
         axes.set_ylabel(self.measure)
-        axes.legend(frameon=False)
+        canvas.legend(loc="outside right upper", frameon=False)
         return canvas
 
 

@@ -5,15 +5,16 @@ It stands above everything but the command line, and may import all of the packa
 are what Gradio shows, `serving` is what may be sent to it, `space` writes the folder of a Hugging Face Space.
 """
 
-from importlib.util import find_spec
-
-for _needed in ("gradio", "matplotlib"):
-    if find_spec(_needed) is None:
-        raise ImportError(f"`peft_space.ui` needs {_needed}, which is not installed: `pip install 'peft-space[demo]'`.")
-
-from .page import build_page
-from .serving import serve
-from .space import write_space
-from .workbench import DEMO, Erasure, Workbench
+try:
+    from .page import build_page
+    from .serving import serve
+    from .space import write_space
+    from .workbench import DEMO, Erasure, Workbench
+except ModuleNotFoundError as error:
+    if error.name not in ("gradio", "matplotlib"):
+        raise
+    raise ImportError(
+        f"`peft-space ui` needs {error.name}, which is not installed: `pip install 'peft-space[demo]'`."
+    ) from error
 
 __all__ = ["DEMO", "Erasure", "Workbench", "build_page", "serve", "write_space"]

@@ -9,11 +9,25 @@ from typing import Any
 import gradio as gr
 
 from . import panels
-from .picture import Picture, read_data_url
+from .picture import picture_input, read_data_url
 from .workbench import MOST_STRENGTH, Workbench
 
 MEGABYTE = 10**6
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+# the machine's own fonts, and greys that are dark enough to read
+THEME = gr.themes.Base(
+    primary_hue="neutral", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    button_primary_background_fill="*neutral_800",
+    button_primary_background_fill_hover="*neutral_600",
+    button_primary_text_color="white",
+    slider_color="*neutral_700",
+    slider_color_dark="*neutral_300",
+)
 _TITLE = "Before and after an erasure"
 
 
@@ -68,7 +82,7 @@ def build_page(workbench: Workbench, *, max_upload_mb: float = 10) -> gr.Blocks:
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
                 erasure = gr.Dropdown(labels, value=labels[0], label="Erasure", elem_id="erasure", filterable=False)
-                picture = Picture(workbench.examples(), max_bytes=max_bytes)
+                picture = picture_input(workbench.examples(), max_bytes=max_bytes)
             with gr.Column(scale=3, min_width=320):
                 questions = workbench.erasures[labels[0]].questions(workbench.on_testbed)
                 question = gr.Textbox(questions[0], label="Question", elem_id="question", max_lines=3)

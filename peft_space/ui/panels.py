@@ -14,12 +14,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..console import facts_rows
 from ..evaluation.intervals import Estimate
 from ..evaluation.report import Collateral
-from ..hub.content import SHEET_FILE
+from ..hub.content import SHEET_FILE, is_local
 from .workbench import EVALUATION_FILE, Erasure
 
 _PANELS: Any = (
@@ -44,18 +45,19 @@ def trouble(what: str) -> str:
 
 def anchors(erasure: Erasure) -> str:
     """The anchors as a gallery, likeliest first, each with its scores."""
-    listed = erasure.facts["anchors"]["dataset"], (erasure.report.get("anchor_images") or {}).get("images", [])
+    told = erasure.report.get("anchor_images") or {}
+    images = told.get("images", [])
     sheet = erasure.folder / SHEET_FILE
     pictures: list[str] = []
     whole = ""
     if sheet.is_file():
         with Image.open(sheet) as image:
             tiles = cut(image.convert("RGB"), _per_concept(erasure.report))
-            if len(tiles) == len(listed[1]):
+            if len(tiles) == len(images):
                 pictures = [_jpeg(tile) for tile in tiles]
             else:
                 whole = _jpeg(image.convert("RGB"))
-    return str(_PANELS.anchors(listed[0], listed[1], pictures, whole))
+    return str(_PANELS.anchors(told.get("dataset"), images, pictures, whole))
 
 
 def cut(sheet: Image.Image, counts: list[int]) -> list[Image.Image]:
@@ -103,13 +105,14 @@ def leak(erasure: Erasure, measures: bool = False) -> str:
 
 
 def report(erasure: Erasure) -> str:
-    """Everything that was written down, as tables."""
+    """Everything that was written down, as tables. Of a folder of this machine only the name is shown."""
     measured = [
         figure | {key: figure[key] and Estimate.of(figure[key]).told() for key in ("base", "erased")}
         for figure in (erasure.evaluation.get("figures") or {}).values()
     ]
-    unknown = erasure.evaluation.get("unknown") or {}
-    return str(_PANELS.report(facts_rows(erasure.facts), erasure.facts, measured, unknown))
+    base = erasure.facts["base"]
+    facts = {**erasure.facts, "base": Path(base).name if base and is_local(base) else base}
+    return str(_PANELS.report(facts_rows(facts), facts, measured, erasure.evaluation.get("unknown") or {}))
 
 
 def by_layer(leaks: Mapping[str, float]) -> dict[str, dict[int, float]]:
@@ -134,7 +137,7 @@ def leak_figure(rows: Mapping[str, Mapping[int, float]]) -> Figure:
             list(layers), list(layers.values()), marker=marker, color="black", markerfacecolor=fill, lw=0.6, label=kind
         )
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer")
     axes.set_ylabel("leak on retained inputs")
     canvas.legend(loc="outside right upper", frameon=False)
@@ -143,7 +146,8 @@ def leak_figure(rows: Mapping[str, Mapping[int, float]]) -> Figure:
 
 def _command(erasure: Erasure) -> str:
     """What makes the evaluation that the page looks for, as far as it is known here."""
-    name, base = next(iter(erasure.facts["concept"]), "NAME"), erasure.facts["base"] or "BASE"
+    name, base = next(iter(erasure.facts["concept"]), "NAME"), erasure.facts["base"]
+    base = "BASE" if base is None or is_local(base) else base
     return (
         f'peft-space evaluate --model {base} --adapter {erasure.source} --concept "{name}" '
         f"--public-images FOLDER --json {erasure.source}/{EVALUATION_FILE}"

@@ -19,29 +19,23 @@ from ..concepts.images import read_picture, why_unreadable
 _HERE = Path(__file__).parent
 
 
-class Picture(gr.HTML):
+def picture_input(examples: Sequence[tuple[str, Image.Image]] = (), *, max_bytes: int) -> gr.HTML:
     """A place to drop, paste or choose a picture, and some pictures to try; its value is a data URL or `None`.
 
     Args:
         examples: pictures, each with what it shows.
         max_bytes: a larger file is refused by the browser.
     """
-
-    def __init__(self, examples: Sequence[tuple[str, Image.Image]] = (), *, max_bytes: int) -> None:
-        super().__init__(
-            value=None,
-            label="Picture",
-            html_template=(_HERE / "picture.html").read_text(encoding="utf-8"),
-            js_on_load=(_HERE / "picture.js").read_text(encoding="utf-8"),
-            elem_id="picture",
-            message="",
-            max_bytes=max_bytes,
-            megabytes=f"{max_bytes / 1e6:g}",
-            examples=[{"name": name, "url": data_url(picture)} for name, picture in examples],
-        )
-
-    def get_block_name(self) -> str:
-        return "html"
+    return gr.HTML(
+        label="Picture",
+        html_template=(_HERE / "picture.html").read_text(encoding="utf-8"),
+        js_on_load=(_HERE / "picture.js").read_text(encoding="utf-8"),
+        elem_id="picture",
+        message="",
+        max_bytes=max_bytes,
+        megabytes=f"{max_bytes / 1e6:g}",
+        examples=[{"name": name, "url": data_url(picture)} for name, picture in examples],
+    )
 
 
 def data_url(picture: Image.Image) -> str:

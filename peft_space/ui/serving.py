@@ -13,7 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .page import CSS, MEGABYTE, build_page
+from .page import CSS, MEGABYTE, THEME, build_page
 from .workbench import Workbench
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
@@ -135,7 +135,7 @@ def serve(
         # a name of somebody else's that points to this machine is no way in
         middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
     options: dict[str, Any] = {
-        "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        "theme": THEME,
         "css": CSS,
         "share": False,
         "ssr_mode": False,

@@ -31,7 +31,7 @@ _CARD = """\
 
 # Before and after an erasure
 
-A vision-language model, asked with and without erasure adapters made by `peft_space`: an answer before and after, a dial
+A vision-language model, asked with and without erasure adapters made by `peft_space`: answers before and after, a dial
 for the strength, the public images that each adapter was trained on, and what was measured.
 
 Pictures that visitors drop are kept in memory and never written to disk.

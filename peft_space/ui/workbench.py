@@ -21,10 +21,9 @@ from ..hub import inspect_erasure
 from ..hub.content import ANCHORS_FILE, REPORT_FILE, SHEET_FILE
 from ..loading import load_base
 from ..progress import Listener
-from ..report import write_json
 from ..testbed.bestiary import BY_NAME, CREATURES, siblings
 from ..testbed.measure import pictures
-from ..tuner import scale_adapter
+from ..tuner import SpaceConfig, scale_adapter
 from ..vlm import Prompt
 
 DEMO = "demo"
@@ -43,7 +42,7 @@ class Erasure:
         label: what it is called on the page.
         folder: where its files are.
         facts: as `inspect_erasure` gives them.
-        report: its `report.json`; empty where there is none.
+        report: what was recorded of it, as docs/method.md lists it.
         evaluation: an `ErasureReport` in JSON's types; empty where there is none.
     """
 
@@ -65,8 +64,9 @@ class Erasure:
         files = (*ADAPTER_FILES, REPORT_FILE, SHEET_FILE, ANCHORS_FILE, EVALUATION_FILE)
         folder = fetch_adapter(source, files, **hub_kwargs)
         facts = inspect_erasure(folder)
-        names = ", ".join(facts["concept"][:1]) or "a redacted concept"
-        return cls(source, names, folder, facts, _told(folder / REPORT_FILE), _told(folder / EVALUATION_FILE))
+        report = SpaceConfig.from_pretrained(folder).record | _told(folder / REPORT_FILE)
+        label = next(iter(facts["concept"]), "a redacted concept")
+        return cls(source, label, folder, facts, report, _told(folder / EVALUATION_FILE))
 
     @property
     def creature(self) -> str | None:
@@ -124,12 +124,7 @@ class Workbench:
 
     @classmethod
     def load(
-        cls,
-        sources: Sequence[str],
-        base: str | None = None,
-        *,
-        token: str | None = None,
-        **options: Any,
+        cls, sources: Sequence[str], base: str | None = None, *, token: str | None = None, **options: Any
     ) -> Workbench:
         """Loads the base and the erasures.
 
@@ -149,9 +144,7 @@ class Workbench:
         model, processor = load_base(base, verbose=False, token=token, **options)
         return cls(model, processor, erasures, base)
 
-    def ask(
-        self, label: str, strength: float, question: str, image: Image.Image | None = None
-    ) -> tuple[str, str]:
+    def ask(self, label: str, strength: float, question: str, image: Image.Image | None = None) -> tuple[str, str]:
         """The base's answer, and that of the model with an erasure.
 
         Args:
@@ -193,8 +186,10 @@ class Workbench:
         """Whether `measure` can evaluate this erasure: one of a creature, which has not been evaluated."""
         return self.on_testbed and self.erasures[label].creature is not None and not self.erasures[label].evaluation
 
-    def measure(self, label: str, progress: Listener | None = None, n_images: int = 12) -> Erasure:
-        """Evaluates an erasure of a creature on held-out renders and writes `evaluation.json` beside the adapter.
+    def measure(self, label: str, progress: Listener | None = None, n_images: int = 24) -> Erasure:
+        """Evaluates an erasure of a creature on held-out renders.
+
+        `evaluation.json` is written beside the adapter, unless that came from the Hub.
 
         Args:
             label: which erasure.
@@ -212,7 +207,7 @@ class Workbench:
         if not self.on_testbed or erasure.creature is None:
             raise ValueError(f"`label` must be an erasure of a creature of the test bed; got {label!r}.")
         concept = testbed.concept(erasure.creature)
-        examples = [
+        renders = [
             Example(concept.questions[number % len(concept.questions)], one.name, picture, one.name)
             for one in CREATURES
             for number, (_, picture) in enumerate(pictures(one, n_images, seed=1))
@@ -224,7 +219,7 @@ class Workbench:
                 self._pair.model,
                 self._pair.processor,
                 concept,
-                labelled=EvaluatedSet(tuple(examples), "held-out renders of the test bed"),
+                labelled=EvaluatedSet(tuple(renders), "held-out renders of the test bed"),
                 public_images=public,
                 anchors=anchors_of(erasure.folder, concept, public),
                 retain=testbed.retain(),
@@ -232,8 +227,9 @@ class Workbench:
                 max_new_tokens=12,
                 progress=progress,
             )
-        told = write_json(erasure.folder / EVALUATION_FILE, report.to_dict())
-        self.erasures[label] = replace(erasure, evaluation=_told(told))
+        if Path(erasure.source).is_dir():
+            report.save(erasure.folder / EVALUATION_FILE)
+        self.erasures[label] = replace(erasure, evaluation=report.to_dict())
         return self.erasures[label]
 
     def _use(self, label: str, strength: float) -> None:
@@ -260,4 +256,6 @@ def _told(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"`{path.name}` must be JSON; got {path}: {error}. Do make it again, or delete it.") from error
+        raise ValueError(
+            f"`{path.name}` must be JSON; got {path}: {error}. Do make it again, or delete it."
+        ) from error
