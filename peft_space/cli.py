@@ -741,7 +741,8 @@ def ui(
         str | None, typer.Option(help="Address to listen at. [default: 127.0.0.1; in a Space 0.0.0.0]")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="[default: the first free one from 7860 on]")
+        int | None,
+        typer.Option(min=1, max=65535, help="Port to listen at. [default: the first free one from 7860 on]"),
     ] = None,
     max_upload_mb: Annotated[float, typer.Option(help="Refuse a picture of more megabytes.")] = 10,
     space: Annotated[
@@ -757,7 +758,7 @@ def ui(
 ) -> None:
     """Show a page with base and erased model side by side: drop a picture, ask, turn the dial.
 
-    peft-space ui demo                                        # ./erased, or a demo that it makes first
+    peft-space ui demo (the creatures in ./erased; where there is none, it makes the demo first)
 
     peft-space ui erased/narril erased/malwen
 

@@ -62,4 +62,5 @@ def read_data_url(value: str | None, max_bytes: int) -> Image.Image | None:
     try:
         return read_picture(base64.b64decode(data, validate=True))
     except Exception as error:  # what a broken file raises is up to a dozen decoders
-        raise ValueError(f"`picture` can't be read: {why_unreadable(error)}. Do choose another file.") from error
+        why = why_unreadable(error).rstrip(".")
+        raise ValueError(f"`picture` can't be read: {why}. Do choose another file.") from error

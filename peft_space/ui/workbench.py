@@ -139,9 +139,12 @@ class Workbench:
         """
         erasures = [Erasure.open(source, token=token) for source in sources]
         base = base or base_of_erasures(erasures)
+        source = base
         if base == DEMO:
-            return cls(*testbed.load(), erasures)
-        model, processor = load_base(base, verbose=False, token=token, **options)
+            source = str(testbed.WEIGHTS)
+            if options.get("dtype", "auto") == "auto":
+                options["dtype"] = "float32"  # it is stored in 16 bits to be small
+        model, processor = load_base(source, verbose=False, token=token, **options)
         return cls(model, processor, erasures, base)
 
     def ask(self, label: str, strength: float, question: str, image: Image.Image | None = None) -> tuple[str, str]:
