@@ -302,7 +302,11 @@ def erase(
             "skipped_images": skipped_images(chosen[0].public.skipped),
             **_dose(trainer, gauges, strength),
             "kept_rank": {key: basis.shape[1] for key, basis in subspace.bases.items()} if subspace else {},
-            "leak": {"mean": measured.mean * strength, "max": measured.max * strength},
+            "leak": {
+                "mean": measured.mean * strength,
+                "max": measured.max * strength,
+                "per_module": {name: share * strength for name, share in measured.per_module.items()},
+            },
             "strength": strength,
             "spectral_entropy": {
                 "before": entropy,

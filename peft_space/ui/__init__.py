@@ -11,10 +11,11 @@ try:
     from .space import write_space
     from .workbench import DEMO, Erasure, Workbench
 except ModuleNotFoundError as error:
-    if error.name not in ("gradio", "matplotlib"):
+    needed = (error.name or "").partition(".")[0]
+    if needed not in ("gradio", "matplotlib"):
         raise
     raise ImportError(
-        f"`peft-space ui` needs {error.name}, which is not installed: `pip install 'peft-space[demo]'`."
+        f"`peft-space ui` needs {needed}, which is not installed: `pip install 'peft-space[demo]'`."
     ) from error
 
 __all__ = ["DEMO", "Erasure", "Workbench", "build_page", "serve", "write_space"]

@@ -26,7 +26,7 @@ THEME = gr.themes.Base(
     button_primary_background_fill_hover="*neutral_600",
     button_primary_text_color="white",
     slider_color="*neutral_700",
-    slider_color_dark="*neutral_300",
+    slider_color_dark="*neutral_500",
 )
 _TITLE = "Before and after an erasure"
 
@@ -68,7 +68,7 @@ def build_page(workbench: Workbench, *, max_upload_mb: float = 10) -> gr.Blocks:
 
     def measure(label: str, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
         def listen(stage: str, doing: str, done: int, total: int) -> None:
-            progress((done, total) if doing and total else None, desc=f"{stage}: {doing}" if doing else stage)
+            progress((done, total) if doing and total else 0, desc=f"{stage}: {doing}" if doing else stage)
 
         if workbench.measures(label):
             workbench.measure(label, listen)
@@ -80,10 +80,10 @@ def build_page(workbench: Workbench, *, max_upload_mb: float = 10) -> gr.Blocks:
     with gr.Blocks(title=_TITLE, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{_TITLE}</h1>")
         with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=280):
                 erasure = gr.Dropdown(labels, value=labels[0], label="Erasure", elem_id="erasure", filterable=False)
                 picture = picture_input(workbench.examples(), max_bytes=max_bytes)
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=280):
                 questions = workbench.erasures[labels[0]].questions(workbench.on_testbed)
                 question = gr.Textbox(questions[0], label="Question", elem_id="question", max_lines=3)
                 suggestions = gr.Dropdown(
@@ -100,15 +100,16 @@ def build_page(workbench: Workbench, *, max_upload_mb: float = 10) -> gr.Blocks:
                 )
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
                 answers = gr.HTML(elem_id="answers", min_height=160)
-        measured = gr.Button("Measure it on the test bed (about a minute)", elem_id="measure")
         with gr.Tabs():
             with gr.Tab("Anchors"):
                 anchors = gr.HTML(elem_id="anchors")
-            with gr.Tab("Collateral and leak"), gr.Row():
-                with gr.Column(min_width=320):
-                    collateral = gr.HTML(elem_id="collateral")
-                with gr.Column(min_width=320):
-                    leak = gr.HTML(elem_id="leak")
+            with gr.Tab("Collateral and leak"):
+                measured = gr.Button("Measure it on the test bed (a minute or two)", elem_id="measure")
+                with gr.Row():
+                    with gr.Column(min_width=280):
+                        collateral = gr.HTML(elem_id="collateral")
+                    with gr.Column(min_width=280):
+                        leak = gr.HTML(elem_id="leak")
             with gr.Tab("Report"):
                 report = gr.HTML(elem_id="report")
 
@@ -126,5 +127,5 @@ def build_page(workbench: Workbench, *, max_upload_mb: float = 10) -> gr.Blocks:
         suggestions.input(lambda text: text, suggestions, question, **quick).then(ask, asked, answers, **alone)
         gr.on([page.load, erasure.input], lambda label: list(known(label)), erasure, told, **quick)
         erasure.input(suggested, erasure, suggestions, **quick)
-        measured.click(measure, erasure, told, show_progress_on=[measured], **alone)
+        measured.click(measure, erasure, told, show_progress_on=[collateral], **alone)
     return page

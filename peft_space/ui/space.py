@@ -12,7 +12,6 @@ from huggingface_hub import SpaceCard, SpaceCardData
 from jinja2 import Environment
 from packaging.requirements import Requirement
 
-from .. import testbed
 from ..adapter import whole_folder
 from ..hub.content import is_local, open_publication, write_repository
 from .workbench import DEMO, EVALUATION_FILE, Erasure, base_of_erasures
@@ -85,7 +84,7 @@ def write_space(
             if erasure.evaluation:
                 shutil.copyfile(erasure.folder / EVALUATION_FILE, folder / EVALUATION_FILE)
             places.append(f"adapters/{name}")
-        leave_out = shutil.ignore_patterns("__pycache__", *(() if base == DEMO else (testbed.WEIGHTS.name,)))
+        leave_out = shutil.ignore_patterns("__pycache__", *(() if base == DEMO else ("weights",)))
         shutil.copytree(_PACKAGE, draft / _PACKAGE.name, ignore=leave_out)
         app = _APP.format(sources=places, base=base, max_upload_mb=max_upload_mb)
         (draft / "app.py").write_text(app, encoding="utf-8")

@@ -76,6 +76,12 @@ def test_what_lies_beside_an_adapter_is_read(folders):
     assert "What is this?" not in malwen.questions(True) and malwen.questions()[0] not in malwen.questions(True)
 
 
+def test_the_leak_of_an_erasure_that_was_not_evaluated_is_that_of_its_report(folders, tmp_path):
+    folder = shutil.copytree(folders[1], tmp_path / "malwen")
+    (folder / "report.json").write_text(json.dumps({"leak": {"mean": 0.1, "max": 0.2, "per_module": {"a.0.b": 0.2}}}))
+    assert Erasure.open(str(folder)).leaks == {"a.0.b": 0.2}
+
+
 def test_two_erasures_of_one_name_are_told_apart(folders):
     workbench = Workbench.load([folders[0], folders[0]], device="cpu")
     assert list(workbench.erasures) == ["narril", f"narril ({folders[0]})"]
