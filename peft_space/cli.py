@@ -866,6 +866,78 @@ def inspect(
         out.print(view.gauges_table(facts["gauges"]))
 
 
+@app.command()
+def ui(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER_OR_DEMO", help="Erasure adapters, folders or Hub ids; or 'demo'."),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="ID_OR_PATH", help="The base, or 'demo'. [default: the one the first adapter names]"),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at. [default: 127.0.0.1; in a Space 0.0.0.0]")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port to listen at. [default: the first free one from 7860 on]"),
+    ] = None,
+    max_upload_mb: Annotated[float, typer.Option(help="Refuse a picture of more megabytes.")] = 10,
+    space: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", file_okay=False, help="Write a Hugging Face Space here instead: a new folder."),
+    ] = None,
+    dtype: DtypeOption = Dtype.AUTO,
+    device: DeviceOption = None,
+    load_in_4bit: In4BitOption = False,
+    load_in_8bit: In8BitOption = False,
+    token: TokenOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show a page with base and erased model side by side: drop a picture, ask, turn the dial.
+
+    peft-space ui demo (the creatures in ./erased; where there is none, it makes the demo first)
+
+    peft-space ui erased/narril erased/malwen
+
+    peft-space ui me/an-erasure --base owner/model --load-in-4bit
+
+    peft-space ui erased/narril --space my-space
+    """
+    display = view.StageDisplay()
+    stages = Stages(display)
+    with _in_one_line(debug, MISUSED):
+        from .report import check_output
+        from .ui import DEMO, Workbench, serve, write_space
+
+        _quiet_libraries()
+        if DEMO in adapters and (len(adapters) > 1 or base not in (None, DEMO)):
+            raise ValueError(
+                f"`{DEMO}` must stand alone, without `--base`; got {adapters}. Name the adapters instead."
+            )
+        if not max_upload_mb > 0:
+            raise ValueError(f"`--max-upload-mb` must be above 0; got {max_upload_mb}.")
+        if space is not None:
+            check_output(space, "space")
+    out = Console()
+    with _in_one_line(debug, FAILED, display), display:
+        if adapters == [DEMO]:
+            from .ui.demo import demo_erasures
+
+            base, adapters = DEMO, demo_erasures(Path("erased"), display)
+        if space is not None:
+            write_space(adapters, space, base, max_upload_mb=max_upload_mb, token=token)
+            _print(out, f"The Space is in {space}. Push it: hf upload OWNER/NAME {space} --repo-type space")
+            return
+        with stages.stage("model"):
+            few_bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+            workbench = Workbench.load(adapters, base, token=token, dtype=dtype.value, device=device, **few_bits)
+        page = serve(workbench, host=host, port=port, max_upload_mb=max_upload_mb, wait=False)
+    _print(out, f"The page is at {page.local_url}, with {', '.join(workbench.erasures)}. Ctrl+C ends it.")
+    page.block_thread()
+
+
 def _quiet_libraries() -> None:
     """Only this package's own progress is shown."""
     from huggingface_hub.utils import disable_progress_bars

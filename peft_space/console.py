@@ -211,7 +211,7 @@ def reasons_table(title: str, what: str, reasons: Mapping[str, str]) -> Table:
     return table
 
 
-def facts_table(facts: Mapping[str, Any]) -> Table:
+def facts_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     """What an adapter says of itself, as `hub.inspect_erasure` gives it; what is not known is said to be so."""
 
     def known(value: Any, form: str = "{}") -> str:
@@ -222,7 +222,7 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
         redacted += ": it is this name" if facts["name_verified"] else ": it is not this name"
     reached = {True: "yes", False: "NO: the concept may still be told", None: "not known"}[facts["reached"]]
     leak, anchors = facts["leak"] or {}, facts["anchors"]
-    rows = {
+    return {
         "erases": redacted if facts["redacted"] else ", ".join(facts["concept"]) or "not known",
         "base": known(facts["base"]) + (f" at {facts['base_revision']}" if facts["base_revision"] else ""),
         "adapter": f"LoRA of rank {facts['rank']} (alpha {facts['alpha']}), targets: {facts['targets']}",
@@ -232,8 +232,12 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
         "anchors": f"{anchors['images']} public images" + (f" of {anchors['dataset']}" if anchors["dataset"] else ""),
         "attacks run": ", ".join(attack["name"] for attack in facts["attacks"]) or "none",
     }
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """The same as a table."""
     table = Table(show_header=False)
-    for what, told in rows.items():
+    for what, told in facts_rows(facts).items():
         table.add_row(what, printable(told))
     return table
 

@@ -25,6 +25,11 @@ class Estimate:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, told: Mapping[str, float | None]) -> Estimate:
+        """The estimate again, from JSON, where `nan` is `null`."""
+        return cls(**{key: math.nan if value is None else value for key, value in told.items()})
+
     def told(self, digits: int = 3) -> str:
         """`0.125 [0.031, 0.250]`; without the interval where there is none."""
         if self.low != self.low:

@@ -151,6 +151,43 @@ class Collateral:
     data: str
     points: tuple[CollateralPoint, ...]
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Collateral:
+        """The curve again, from what `ErasureReport.save` wrote of it."""
+        points = [point | {"drop": Estimate.of(point["drop"])} for point in told["points"]]
+        return cls(told["measure"], told["similarity"], told["data"], tuple(CollateralPoint(**p) for p in points))
+
+    def figure(self) -> Any:
+        """The curve as a figure of matplotlib. Legible in black and white.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        page = canvas(6, 3.6)
+        axes = page.subplots()
+        for near, marker, fill in ((True, "s", "black"), (False, "o", "white")):
+            some = [point for point in self.points if point.near is near]
+            if not some:
+                continue
+            drop = np.array([point.drop.value for point in some])
+            ends = np.array([[point.drop.low, point.drop.high] for point in some])
+            axes.errorbar(
+                [point.similarity for point in some],
+                drop,
+                yerr=np.abs(ends - drop[:, None]).T,
+                fmt=marker,
+                color="black",
+                markerfacecolor=fill,
+                elinewidth=0.8,
+                capsize=2,
+                label="near" if near else "far",
+            )
+        axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
+        axes.set_xlabel(self.similarity)
+        axes.set_ylabel(self.measure)
+        page.legend(loc="outside right upper", frameon=False)
+        return page
+
 
 @dataclass(frozen=True)
 class ErasureReport:
@@ -232,29 +269,7 @@ class ErasureReport:
         if self.collateral is None:
             why = self.unknown.get("collateral", "none was measured")
             raise ValueError(f"`plot_collateral` needs a report with a collateral curve; got none: {why}")
-        page = canvas(6, 3.6)
-        axes = page.subplots()
-        for near, marker, fill in ((True, "s", "black"), (False, "o", "white")):
-            some = [point for point in self.collateral.points if point.near is near]
-            if not some:
-                continue
-            drop = np.array([point.drop.value for point in some])
-            ends = np.array([[point.drop.low, point.drop.high] for point in some])
-            axes.errorbar(
-                [point.similarity for point in some],
-                drop,
-                yerr=np.abs(ends - drop[:, None]).T,
-                fmt=marker,
-                color="black",
-                markerfacecolor=fill,
-                elinewidth=0.8,
-                capsize=2,
-                label="near" if near else "far",
-            )
-        axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
-        axes.set_xlabel(self.collateral.similarity)
-        axes.set_ylabel(self.collateral.measure)
-        axes.legend(frameon=False)
+        page = self.collateral.figure()
         path = Path(path)
         page.savefig(path, dpi=150)
         return path
