@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +125,35 @@ def training(report: Mapping[str, Any]) -> Any:
 def leak(report: Mapping[str, Any]) -> Any:
     """The leak of each layer, by its place in the model."""
     layers = (report.get("leak") or {}).get("per_module")
-    if not layers:
-        return None
-    figure = canvas(7, 3.2)
+    return leak_figure(by_layer(layers)) if layers else None
+
+
+def by_layer(leaks: Mapping[str, float]) -> dict[str, dict[int, float]]:
+    """The leak by kind of module, and there by layer: `{"q_proj": {0: 0.01, ...}, ...}`."""
+    rows: dict[str, dict[int, float]] = {}
+    for name, share in leaks.items():
+        layer, kind = _place(name)
+        rows.setdefault(kind, {})[layer] = share
+    return rows
+
+
+def leak_figure(rows: Mapping[str, Mapping[int, float]]) -> Any:
+    """The leak over the layers, one marker for each kind of module."""
+    figure = canvas(6, 3.6)
     axes = figure.subplots()
-    kinds = _kinds(layers)
-    for kind, marker in zip(kinds, _cycled(MARKERS, kinds), strict=True):
-        points = sorted((_place(name)[0], share) for name, share in layers.items() if _place(name)[1] == kind)
-        axes.plot(*zip(*points, strict=True), marker, color="black", markerfacecolor="white", label=kind)
-    axes.axhline(report["leak"]["mean"], color="black", linestyle="--", linewidth=0.8, label="mean")
-    axes.set(xlabel="layer", ylabel="||dW x|| / ||W x||", ylim=(0, 1.1 * max(layers.values()) or None))
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    for (kind, layers), marker in zip(rows.items(), _cycled(MARKERS, rows), strict=True):
+        axes.plot(
+            list(layers),
+            list(layers.values()),
+            marker=marker,
+            color="black",
+            markerfacecolor="white",
+            linewidth=0.6,
+            label=kind,
+        )
+    axes.set(xlabel="layer", ylabel="leak on retained inputs", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
@@ -176,7 +194,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 def _place(name: str) -> tuple[int, str]:
-    """The number of a layer's block, and what the layer is called in it."""
+    """The first number in a layer's path, 0 where there is none, and what the layer is called."""
     numbers = re.findall(r"\.(\d+)\.", name)
     return int(numbers[0]) if numbers else 0, name.rsplit(".", 1)[-1]
 
@@ -185,5 +203,6 @@ def _kinds(names: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(_place(name)[1] for name in names))
 
 
-def _cycled(some: Sequence[str], like: Sequence[Any]) -> list[str]:
+def _cycled(some: Sequence[str], like: Collection[Any]) -> list[str]:
+    """As many of `some` as there are in `like`, over again where they are too few."""
     return [some[place % len(some)] for place in range(len(like))]

@@ -81,7 +81,7 @@ def test_figures_show_what_they_are_of():
     assert list(right.lines[0].get_ydata()) == [12 / 64] * 2
     assert left.lines[0].get_ydata()[0] == pytest.approx(63 / 64)
     (axes,) = FIGURES["leak.png"](REPORT).axes
-    assert {line.get_label() for line in axes.lines} == {"q_proj", "down_proj", "mean"}
+    assert {line.get_label() for line in axes.lines} == {"q_proj", "down_proj"}
     (axes,) = FIGURES["marks.png"](REPORT).axes
     assert [bar.get_width() for bar in axes.patches] == [1.0, 0.25]
 

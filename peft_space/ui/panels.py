@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..console import facts_rows
 from ..evaluation.intervals import Estimate
 from ..evaluation.report import Collateral
+from ..figures import by_layer, leak_figure
 from ..hub.content import SHEET_FILE, is_local
 from .workbench import EVALUATION_FILE, Erasure
 
@@ -30,7 +29,6 @@ _PANELS: Any = (
 )
 # as `Anchors.contact_sheet` draws it
 _SIDE, _CAPTION, _COLUMNS = 96, 14, 12
-_MARKERS = "osD^vPX*<>"
 
 
 def answers(before: str, after: str, label: str, strength: float) -> str:
@@ -113,35 +111,6 @@ def report(erasure: Erasure) -> str:
     base = erasure.facts["base"]
     facts = {**erasure.facts, "base": Path(base).name if base and is_local(base) else base}
     return str(_PANELS.report(facts_rows(facts), facts, measured, erasure.evaluation.get("unknown") or {}))
-
-
-def by_layer(leaks: Mapping[str, float]) -> dict[str, dict[int, float]]:
-    """The leak by kind of module, and there by layer: `{"q_proj": {0: 0.01, ...}, ...}`.
-
-    The layer is the first number in a module's path; where there is none it is 0.
-    """
-    rows: dict[str, dict[int, float]] = {}
-    for name, value in leaks.items():
-        number = re.search(r"\.(\d+)\.", name)
-        rows.setdefault(name.rsplit(".", 1)[-1], {})[int(number[1]) if number else 0] = value
-    return rows
-
-
-def leak_figure(rows: Mapping[str, Mapping[int, float]]) -> Figure:
-    """The leak over the layers, one marker for each kind of module. Legible in black and white."""
-    canvas = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = canvas.subplots()
-    for number, (kind, layers) in enumerate(rows.items()):
-        marker, fill = _MARKERS[number % len(_MARKERS)], "black" if number % 2 else "white"
-        axes.plot(
-            list(layers), list(layers.values()), marker=marker, color="black", markerfacecolor=fill, lw=0.6, label=kind
-        )
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("layer")
-    axes.set_ylabel("leak on retained inputs")
-    canvas.legend(loc="outside right upper", frameon=False)
-    return canvas
 
 
 def _command(erasure: Erasure) -> str:
