@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import peft_space
-from peft_space import Retain, SpaceTrainingArguments, cli, erasure, testbed
+from peft_space import Retain, SpaceTrainingArguments, cli, concepts, erasure, testbed
 from peft_space.anchors import index_images, other_names
 from peft_space.testbed.architecture import build_processor, build_tokenizer
 from peft_space.testbed.recipe import _texts
@@ -71,15 +71,16 @@ class Faults:
         two_layers(processor).save_pretrained(root / "model")
         processor.save_pretrained(root / "model")
         (root / "pictures").mkdir()
-        for number, image in enumerate(testbed.public_images("narril", 24).images):
+        for number, image in enumerate(testbed.public_images("narril", 14).images):
             image.save(root / "pictures" / f"{number:02d}.png")
         # as small as it can be, and with several parts to index and several states of the training to keep
-        erasure.Retain = lambda: Retain(texts=("Name a fruit.",) * 8, n_images=8)  # type: ignore[assignment, misc]
+        few = {"questions": ("What colour is it?",), "texts": ("Name a fruit.",) * 4, "n_images": 4}
+        concepts.Retain = partial(Retain, **few)  # type: ignore[assignment, misc]
         erasure.other_names = partial(other_names, most=4)
         peft_space.SpaceTrainingArguments = partial(  # type: ignore[misc, assignment]
-            SpaceTrainingArguments, dose_every=3, dose_readings=99, per_device_train_batch_size=4
+            SpaceTrainingArguments, dose_every=3, dose_readings=99, per_device_train_batch_size=2
         )
-        inspect.unwrap(index_images).__kwdefaults__["part_size"] = 4
+        inspect.unwrap(index_images).__kwdefaults__["part_size"] = 3
         began = time.perf_counter()
         status, self.seconds = self.run("undisturbed")
         self.whole = time.perf_counter() - began
@@ -170,7 +171,7 @@ class Faults:
             "referent": "this creature",
             "rank": 4,
             "n-anchors": 4,
-            "max-steps": 10,
+            "max-steps": 8,
             "dtype": "float32",
             "device": "cpu",
             "progress": "json",
