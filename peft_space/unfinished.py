@@ -61,7 +61,7 @@ def unfinished(output: str | os.PathLike[str], name: str = "output_dir", overwri
         OSError: nothing can be written beside `output`.
     """
     folder = unfinished_folder(output)
-    if not overwrite:
+    if not overwrite and not folder.exists():
         check_output(output, name)
     folder.mkdir(parents=True, exist_ok=True)
     lock: FileLock = FileLock(folder.absolute() / _LOCK, is_singleton=True)
@@ -74,13 +74,15 @@ def unfinished(output: str | os.PathLike[str], name: str = "output_dir", overwri
             "Wait for it, or name another folder."
         ) from None
     token = _current.set(folder)
+    written = False
     try:
         if not overwrite:
-            # the other process may have finished between the first look and the lock
+            # another process may have finished meanwhile, and been killed before it could clear up
+            written = Path(output).is_dir() and any(Path(output).iterdir())
             check_output(output, name)
         yield folder
     except BaseException:
-        if outermost and kept(output) is None:
+        if outermost and (written or kept(output) is None):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     else:

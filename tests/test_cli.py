@@ -17,7 +17,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import peft_space
-from peft_space import ErasureResult, Retain, SpaceTrainer, SpaceTrainingArguments, cli, erasure, testbed
+from peft_space import ErasureResult, Retain, SpaceTrainer, SpaceTrainingArguments, cli, concepts, erasure, testbed
 from peft_space import console as view
 from peft_space.anchors import other_names
 from peft_space.cli import app
@@ -55,7 +55,8 @@ def pictures(public, tmp_path_factory):
 @pytest.fixture
 def erase(run, checkpoint, pictures, monkeypatch):
     """`peft-space erase` on the checkpoint, with what a test changes; `None` takes an option away."""
-    monkeypatch.setattr(erasure, "Retain", lambda: Retain(texts=("Name a fruit.",) * 8, n_images=8))
+    few = functools.partial(Retain, questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8)
+    monkeypatch.setattr(concepts, "Retain", few)
     monkeypatch.setattr(erasure, "other_names", functools.partial(other_names, most=4))
 
     def erase(*flags, **options):

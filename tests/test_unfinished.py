@@ -55,6 +55,15 @@ def test_an_output_that_is_not_empty(tmp_path):
     assert not unfinished_folder(tmp_path).exists()
 
 
+def test_what_a_process_left_that_was_killed_after_all_was_written_goes(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter").touch()
+    (unfinished_folder(tmp_path / "out") / "features").mkdir(parents=True)
+    with pytest.raises(ValueError, match="must be a new or empty folder"), unfinished(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Not a directory"), unfinished(tmp_path / "file" / "out"):
