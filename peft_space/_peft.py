@@ -142,7 +142,7 @@ def with_names(config: Any, base: nn.Module) -> Any:
             if _REPEATS.search(pattern):
                 setattr(changed, field, set(found))
     for field in ("rank_pattern", "alpha_pattern"):
-        patterns = getattr(config, field) or {}
+        patterns = getattr(config, field)
         if len(patterns) > len(names):
             raise ValueError(f"`{field}` must hold no more names than the model has; got {len(patterns)}.")
         if all(map(_PLAIN.fullmatch, patterns)):

@@ -20,7 +20,7 @@ from peft import PeftModel
 from PIL import Image
 from safetensors import safe_open
 
-from ..adapter import CONFIG_FILE, WEIGHTS_FILE, save_erasure_adapter, weights_file
+from ..adapter import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE, save_erasure_adapter, weights_file
 from ..concepts.images import read_picture, why_unreadable
 from ..report import write_json
 from ..tuner import SIDE_FILE, SpaceConfig
@@ -83,6 +83,7 @@ def open_publication(
                 f"`result_or_dir` must be a folder that exists; got {str(result_or_dir)!r}. Do pass what `erase` "
                 "returned, or the folder that it saved."
             )
+        _check_links(folder)
         weights_file(folder, folder)
         config = SpaceConfig.from_pretrained(folder)
         report = report_of(folder, config)
@@ -184,6 +185,20 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a mapping with `kdf`, `salt` and `digests`",
     ),
 }
+
+
+def _check_links(folder: Path) -> None:
+    """What a file links to would be published under its name."""
+    own = folder.resolve()
+    # in the Hub's cache, files of a snapshot link to blobs beside it
+    blobs = [parent.parent / "blobs" for parent in own.parents if parent.name == "snapshots"]
+    for name in (*ADAPTER_FILES, REPORT_FILE, SHEET_FILE):
+        file = (folder / name).resolve()
+        if not any(file.is_relative_to(place) for place in (own, *blobs)):
+            raise ValueError(
+                f"`result_or_dir` must hold its files itself; got {folder}, whose {name} links to {file}. Do put a "
+                "copy in its place, if it is meant to be published."
+            )
 
 
 def _sheet_of(folder: Path) -> Image.Image:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
@@ -70,7 +71,7 @@ def words(text: str) -> str:
     return " ".join(re.sub("[\u202a-\u202e\u2066-\u2069]", "", plain).split())
 
 
-@few(300)
+@few(200)
 @given(text=some_text)
 def test_quoted_text_reads_as_the_text(text):
     assert " ".join(seen(f"x {markdown(text)} x").split()) == " ".join(f"x {words(text)} x".split())
@@ -83,7 +84,7 @@ def test_quoted_text_is_one_cell_and_one_line(text):
     assert len(cells) == 2 and "\n" not in markdown(text) + code(text)
 
 
-@few(100)
+@few(30)
 @given(text=some_text)
 def test_nothing_that_a_terminal_would_follow_is_printed(text):
     out = io.StringIO()
@@ -131,10 +132,17 @@ def card_of(text: str, **more) -> str:
     return str(build_card(config, "jane/erased", with_images=True))
 
 
-@few(60)
+@functools.cache
+def mild_card() -> ModelCard:
+    return ModelCard(card_of("mild text"))
+
+
+@few(25)
 @given(text=some_text)
 def test_a_card_is_made_of_the_same_things_whatever_it_quotes(text):
-    mild, nasty = ModelCard(card_of("mild text")), ModelCard(card_of(text))
+    # what may be the id of a repository is linked to
+    assume(not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text))
+    mild, nasty = mild_card(), ModelCard(card_of(text))
     assert nasty.data.to_dict().keys() == mild.data.to_dict().keys()
     for name in ("license", "base_model", "datasets", "library_name", "pipeline_tag", "tags", "model_name"):
         assert getattr(nasty.data, name, None) == getattr(mild.data, name, None)
