@@ -33,7 +33,7 @@ def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str
     """
     config, report = read_report(path, **hub_kwargs)
     fingerprint: Mapping[str, Any] = config.base_fingerprint or {}
-    targets = config.target_modules
+    targets, leak = config.target_modules, report.get("leak")
     anchors = report.get("anchor_images") or config.record.get("anchor_images") or {}
     return {
         "concept": concept_names(config, report.get("aliases") or ()),
@@ -43,7 +43,8 @@ def inspect_erasure(path: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str
         "rank": config.r,
         "alpha": config.lora_alpha,
         "targets": targets if isinstance(targets, str) else len(targets or ()),
-        **{key: report.get(key) for key in ("text_knowledge", "reached", "stopped", "steps", "leak")},
+        **{key: report.get(key) for key in ("text_knowledge", "reached", "stopped", "steps")},
+        "leak": leak and {key: leak.get(key) for key in ("mean", "max")},
         "anchors": {"images": len(anchors.get("images", ())), "dataset": anchors.get("dataset")},
         "figures": marks(report),
         "gauges": report.get("gauges") or [],
