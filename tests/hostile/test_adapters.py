@@ -35,7 +35,7 @@ def test_whole_files_are_read(target):
 
 
 @pytest.mark.parametrize("target", ["side_file", "adapter_config", "report"])
-@few(30)
+@few(15)
 @given(data=st.data())
 def test_changed_entries_are_read_or_refused(target, data):
     is_read_or_refused(target, data.draw(changed_json(seeds(target)[0], KEYS if target == "adapter_config" else ())))
