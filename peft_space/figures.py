@@ -141,13 +141,13 @@ def leak_figure(rows: Mapping[str, Mapping[int, float]]) -> Any:
     """The leak over the layers, one marker for each kind of module."""
     figure = canvas(6, 3.6)
     axes = figure.subplots()
-    for (kind, layers), marker in zip(rows.items(), _cycled(MARKERS, rows), strict=True):
+    for number, ((kind, layers), marker) in enumerate(zip(rows.items(), _cycled(MARKERS, rows), strict=True)):
         axes.plot(
             list(layers),
             list(layers.values()),
             marker=marker,
             color="black",
-            markerfacecolor="white",
+            markerfacecolor="black" if number % 2 else "white",
             linewidth=0.6,
             label=kind,
         )

@@ -155,10 +155,10 @@ class Method:
 
 DATA_DEPENDENT: dict[str, Method] = {
     "GA": Method(ascent, (1e-4, 3e-4, 1e-3), retains=False),
-    "GradDiff": Method(difference, (1e-4, 3e-4, 1e-3)),
-    "KL": Method(kl, (1e-4, 3e-4, 1e-3)),
+    "GradDiff": Method(difference, (1e-3, 3e-3, 1e-2)),
+    "KL": Method(kl, (3e-4, 1e-3, 3e-3)),
     "NPO": Method(npo, (3e-4, 1e-3, 3e-3)),
-    "SimNPO": Method(simnpo, (3e-4, 1e-3, 3e-3)),
+    "SimNPO": Method(simnpo, (1e-3, 3e-3, 1e-2)),
     "IDK": Method(learn_both, (3e-4, 1e-3, 3e-3), Case.refused),
     "RMU": Method(rmu, (3e-4, 1e-3, 3e-3)),
     "SIU-style": Method(siu, (3e-4, 1e-3, 3e-3), Case.renamed),
