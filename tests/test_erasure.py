@@ -139,6 +139,7 @@ def test_the_same_seed_gives_the_same_adapter(run, result, tmp_path):
     assert set(again) == set(first) and all(tensor.equal(first[key]) for key, tensor in again.items())
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_gives_nearly_the_same(run, result, tmp_path):
     n_threads = torch.get_num_threads()
     torch.set_num_threads(2 if n_threads == 1 else 1)

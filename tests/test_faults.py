@@ -15,5 +15,5 @@ def test_an_erasure_that_was_killed_comes_to_the_same_adapter():
         timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("same adapter, nothing left") >= 2
-    assert "0 of" in done.stdout.splitlines()[-1]
+    assert done.stdout.count("same adapter, nothing left") == 3
+    assert "; 0 of 3 runs after them failed" in done.stdout.splitlines()[-1]
