@@ -7,10 +7,6 @@ from peft_space import save_erasure_adapter, testbed
 from peft_space.report import anchor_images, write_json
 from tests.adapters import shake, space
 
-pytest.importorskip("gradio", reason="the page needs gradio: `pip install 'peft-space[demo]'`")
-
-from peft_space.ui import Workbench
-
 LEAKS = {f"model.language_model.layers.{n}.self_attn.{kind}": 0.01 * (n + 1) for n in range(2) for kind in "qk"}
 
 
@@ -57,12 +53,16 @@ def folders(base_folder, anchors, tmp_path_factory):
 @pytest.fixture(scope="session")
 def workbench(folders):
     """On a base that is not the test bed's model, for all that is known here."""
+    from peft_space.ui import Workbench
+
     return Workbench.load(folders, device="cpu")
 
 
 @pytest.fixture
 def on_testbed(folders, base_folder, monkeypatch):
     """The same, with the small random model in the place of the one that ships with the package."""
+    from peft_space.ui import Workbench
+
     monkeypatch.setattr(testbed, "WEIGHTS", base_folder)
     return Workbench.load(folders, device="cpu")
 

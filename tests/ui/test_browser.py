@@ -8,6 +8,7 @@ from peft_space import testbed
 from tests.adapters import shake, space
 from tests.ui import browser
 
+pytest.importorskip("gradio", reason="the page needs gradio: `pip install 'peft-space[demo]'`")
 pytest.importorskip("selenium", reason="no selenium: `pip install selenium`")
 pytestmark = [
     pytest.mark.slow,

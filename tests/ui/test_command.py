@@ -5,9 +5,12 @@ import pytest
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-import peft_space.ui
 from peft_space import demo, testbed
 from peft_space.cli import app
+
+pytest.importorskip("gradio", reason="the page needs gradio: `pip install 'peft-space[demo]'`")
+
+import peft_space.ui
 from peft_space.ui.demo import demo_erasures
 
 

@@ -6,6 +6,9 @@ from PIL import Image
 
 from peft_space import ErasureResult
 from peft_space.report import write_json
+
+pytest.importorskip("gradio", reason="the page needs gradio: `pip install 'peft-space[demo]'`")
+
 from peft_space.ui import Erasure, panels
 
 

@@ -4,6 +4,8 @@ import io
 import pytest
 from PIL import Image
 
+pytest.importorskip("gradio", reason="the page needs gradio: `pip install 'peft-space[demo]'`")
+
 from peft_space.ui.picture import data_url, read_data_url
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
-import gradio as gr
 import pytest
+
+pytest.importorskip("gradio", reason="the page needs gradio: `pip install 'peft-space[demo]'`")
+
+import gradio as gr
 
 from peft_space.ui import build_page, serve
 from peft_space.ui.picture import data_url

@@ -8,6 +8,9 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from peft_space import testbed
+
+pytest.importorskip("gradio", reason="the page needs gradio: `pip install 'peft-space[demo]'`")
+
 from peft_space.ui import space, write_space
 
 

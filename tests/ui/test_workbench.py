@@ -6,9 +6,12 @@ import threading
 import pytest
 
 from peft_space import load_erasure, scale_adapter, testbed
-from peft_space.ui import Erasure, Workbench
 from peft_space.vlm import Prompt, generate
 from tests.hub.server import Hub
+
+pytest.importorskip("gradio", reason="the page needs gradio: `pip install 'peft-space[demo]'`")
+
+from peft_space.ui import Erasure, Workbench
 
 QUESTION = "What is this creature called?"
 
