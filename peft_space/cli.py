@@ -866,7 +866,13 @@ def inspect(
         out.print(view.gauges_table(facts["gauges"]))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "peft-space ui demo",
+        "peft-space ui erased/narril erased/malwen --port 7861",
+        "peft-space ui me/an-erasure --base owner/model --load-in-4bit",
+    ),
+)
 def ui(
     adapters: Annotated[
         list[str],

@@ -68,7 +68,8 @@ def scores(report: Mapping[str, Any]) -> Any:
 
 def spectrum(report: Mapping[str, Any]) -> Any:
     """The share of energy that the first directions leave, by distinct input, and where each is cut."""
-    tails = report.get("spectrum") or {}
+    ranks, tails = report.get("kept_rank") or {}, report.get("spectrum") or {}
+    tails = {key: tail for key, tail in tails.items() if any(share > 0 for _, share in tail)}
     if not tails:
         return None
     figure = canvas(9, 3.4)
@@ -77,15 +78,12 @@ def spectrum(report: Mapping[str, Any]) -> Any:
     for kind, dash, marker in zip(kinds, _cycled(_DASHES, kinds), _cycled(MARKERS, kinds), strict=True):
         of_kind = {key: tail for key, tail in tails.items() if _place(key)[1] == kind}
         for tail in of_kind.values():
-            ranks, outside = zip(*((rank, share) for rank, share in tail if share > 0), strict=True)
-            left.plot(ranks, outside, color="black", linestyle=dash, linewidth=0.6, alpha=0.6)
+            held, outside = zip(*((rank, share) for rank, share in tail if share > 0), strict=True)
+            left.plot(held, outside, color="black", linestyle=dash, linewidth=0.6, alpha=0.6)
         left.plot([], [], color="black", linestyle=dash, label=kind)
-        points = sorted(
-            (_place(key)[0], report["kept_rank"][key] / tail[-1][0])
-            for key, tail in of_kind.items()
-            if key in report["kept_rank"]
-        )
-        right.plot(*zip(*points, strict=True), marker, color="black", markerfacecolor="white", label=kind)
+        points = sorted((_place(key)[0], ranks[key] / tail[-1][0]) for key, tail in of_kind.items() if key in ranks)
+        places, shares = zip(*points, strict=True) if points else ((), ())
+        right.plot(places, shares, marker, color="black", markerfacecolor="white", label=kind)
     left.set(xscale="log", yscale="log", xlabel="directions held", ylabel="share of retained energy outside")
     right.set(ylim=(0, 1), xlabel="layer", ylabel="rank kept, as a share of the width")
     for axes in (left, right):
@@ -105,6 +103,7 @@ def training(report: Mapping[str, Any]) -> Any:
         if some:
             terms.plot(*zip(*some, strict=True), dash, color="black", label=name)
     gauges = report.get("gauges") or []
+    readings = [reading for reading in readings if len(reading["levels"]) == len(gauges)]
     steps = [reading["step"] for reading in readings]
     for place, (gauge, marker) in enumerate(zip(gauges, _cycled(MARKERS, gauges), strict=True)):
         fill = "black" if gauge["reference"] is None else "white"

@@ -59,7 +59,9 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=f"{page}: {' '.join(words)}") for page, words in commands()])
-def test_every_command_line_is_one_that_there_is(words: list[str]) -> None:
+def test_every_command_line_is_one_that_there_is(words: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("request.yaml").write_text("model: MODEL\nconcept: NAME\npublic-images: FOLDER\n")
     if words[0] == "-m" and words[1] != "peft_space.cli":
         assert importlib.util.find_spec(words[1]) is not None
         return

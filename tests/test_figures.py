@@ -23,7 +23,11 @@ GAUGES = [
 ANCHORS = {"histogram": {"edges": [-0.2, 0.0, 0.2, 0.4], "counts": [3.0, 5.0, 1.0]}, "threshold": 0.1}
 REPORT = {
     "anchors": ANCHORS,
-    "anchor_images": {"dataset": None, "split": None, "images": [{"id": "a", "index": 0, "cosine": 0.3}]},
+    "anchor_images": {
+        "dataset": None,
+        "split": None,
+        "images": [{"id": "a", "index": 0, "cosine": 0.3, "log_likelihood": -1.0}],
+    },
     "losses": [
         {"step": step, "loss": 2.0 / step, "loss_task": 1.0, "loss_orth": 0.5, "loss_div": None} for step in (1, 2, 3)
     ],

@@ -25,9 +25,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in wheel.namelist() if not name.startswith("peft_space-")}
     assert names == {path.relative_to(ROOT).as_posix() for path in ours}
     assert {name.split("/", 1)[1] for name in wheel.namelist() if name not in names} == metadata
-    assert not {
-        name for name in names if not name.endswith((".py", ".pyi", ".typed", ".jinja", ".json", ".safetensors"))
-    }
+    kinds = (".py", ".pyi", ".typed", ".jinja", ".json", ".safetensors", ".css", ".html", ".js")
+    assert not {name for name in names if not name.endswith(kinds)}
     needed = "py.typed __init__.pyi hub/model_card.md.jinja testbed/weights/model.safetensors"
     assert {f"peft_space/{name}" for name in needed.split()} <= names
 

@@ -142,12 +142,21 @@ def _is_said(value: Any) -> bool:
 
 def _is_gauge(value: Any) -> bool:
     known = _holds(value, about=_is_text, before=_is_known, reference=_is_known, after=_is_known)
+    known = known and {"about", "before", "reference", "after"} <= value.keys()
     return known and (value.get("after") is None or value.get("before") is not None)
 
 
 def _is_place(value: Any) -> bool:
     whole = _holds(value, id=_is_text, index=is_number, cosine=_is_known, log_likelihood=_is_known)
     return whole and {"id", "index", "cosine", "log_likelihood"} <= value.keys()
+
+
+def _is_pair(value: Any) -> bool:
+    return _are(is_number)(value) and len(value) == 2
+
+
+def _are_shares(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(is_number, value.values())))
 
 
 def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -159,7 +168,19 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "concept": (lambda value: isinstance(value, str) or is_texts(value), "a name or a list of names"),
     "aliases": (is_texts, "a list of names"),
     "gauges": (_are(_is_gauge), "a list of mappings with `about`, `before`, `reference` and `after`"),
-    "leak": (lambda value: _holds(value, mean=_is_known, max=_is_known), "a mapping with `mean` and `max`"),
+    "leak": (
+        lambda value: _holds(value, mean=_is_known, max=_is_known, per_module=_are_shares),
+        "a mapping with `mean`, `max` and `per_module`",
+    ),
+    "spectrum": (
+        lambda value: isinstance(value, dict) and all(map(_are(_is_pair), value.values())),
+        "a mapping with lists of ranks and shares",
+    ),
+    "readings": (
+        _are(lambda row: _holds(row, step=is_number, leak=_is_known, levels=_are(_is_known))),
+        "a list of mappings with `step`, `leak` and `levels`",
+    ),
+    "losses": (_are(lambda row: _holds(row, step=is_number)), "a list of mappings with `step`"),
     "before": (lambda value: isinstance(value, dict), "a mapping of figures"),
     "after": (lambda value: isinstance(value, dict), "a mapping of figures"),
     "anchor_images": (
@@ -179,7 +200,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": (_is_text, "a name"),
     "steps": (is_number, "a number"),
     "strength": (is_number, "a number"),
-    "kept_rank": (lambda value: isinstance(value, dict), "a mapping"),
+    "kept_rank": (lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "a mapping of ranks"),
     HASH_KEY: (
         lambda value: _holds(value, kdf=_is_text, salt=_is_text, digests=is_texts),
         "a mapping with `kdf`, `salt` and `digests`",

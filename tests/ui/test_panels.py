@@ -95,11 +95,12 @@ def test_the_report_is_tables_and_tells_no_path(narril, malwen, base_folder):
 def test_what_an_adapter_says_is_no_markup(folders, tmp_path):
     folder = shutil.copytree(folders[1], tmp_path / "evil")
     evil = "<img src=x onerror=alert(1)>"
+    place = {"id": evil, "index": 0, "log_likelihood": -1.0, "cosine": 0.5}
     told = {
-        "anchor_images": {"dataset": evil, "images": [{"id": evil, "log_likelihood": evil, "cosine": 0.5}]},
+        "anchor_images": {"dataset": evil, "split": None, "images": [place]},
         "before": {evil: 0.5},
         "after": {evil: 0.25},
-        "gauges": [{"about": evil, "before": 0.0, "reference": None, "after": evil}],
+        "gauges": [{"about": evil, "before": 0.0, "reference": None, "after": 0.5}],
         "attacks": [{"name": evil, evil: 1.0}],
         "stopped": evil,
         "aliases": [evil],

@@ -34,8 +34,9 @@ def test_npo_becomes_gradient_ascent_as_beta_falls(seed):
     ascent = gradient(lambda x: x.mean(), log_p)
     found = gradient(lambda x: losses.npo(x, reference.detach(), 1e-5), log_p)
     assert torch.allclose(found, ascent, rtol=1e-3)
+    # at a beta that counts the answers are told apart, by how far each is from what the base model says
     far = gradient(lambda x: losses.npo(x, reference.detach(), 3.0), log_p)
-    assert F.cosine_similarity(far, ascent, dim=0) < 0.999
+    assert far.argsort().equal((log_p - reference).detach().argsort())
 
 
 @settings(deadline=None)
