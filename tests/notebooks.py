@@ -44,8 +44,7 @@ def _small(output: Any) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [script.stem for script in SCRIPTS]
-    parser.add_argument("names", nargs="*", choices=[*names, []], default=names)
+    parser.add_argument("names", nargs="*", default=[script.stem for script in SCRIPTS])
     for name in parser.parse_args(arguments).names:
         make(FOLDER / f"{name}.py")
 
