@@ -40,7 +40,7 @@ from ..progress import advance
 from ..tuner import base_fingerprint
 from ..vlm import check_multimodal, evaluating, image_inputs, projected, tells_apart
 
-PART = 512
+PART = 2048
 """Entries of a part: at most so many are done again where a run was stopped."""
 _THREADS = 4
 _DIGEST = 16
