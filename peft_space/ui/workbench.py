@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +16,14 @@ from ..concepts import Concept
 from ..evaluation import EvaluatedSet, Example, evaluate_erasure
 from ..evaluation.pair import Pair
 from ..evaluation.seen import anchors_of
-from ..hub import inspect_erasure
+from ..hub import inspect_erasure, read_report
 from ..hub.content import ANCHORS_FILE, REPORT_FILE, SHEET_FILE
 from ..loading import load_base
 from ..progress import Listener
 from ..testbed.bestiary import BY_NAME, CREATURES, siblings
 from ..testbed.measure import pictures
-from ..tuner import SpaceConfig, scale_adapter
+from ..tuner import scale_adapter
+from ..untrusted import read_json
 from ..vlm import Prompt
 
 DEMO = "demo"
@@ -64,9 +64,9 @@ class Erasure:
         files = (*ADAPTER_FILES, REPORT_FILE, SHEET_FILE, ANCHORS_FILE, EVALUATION_FILE)
         folder = fetch_adapter(source, files, **hub_kwargs)
         facts = inspect_erasure(folder)
-        report = SpaceConfig.from_pretrained(folder).record | _told(folder / REPORT_FILE)
+        _, report = read_report(folder)
         label = next(iter(facts["concept"]), "a redacted concept")
-        return cls(source, label, folder, facts, report, _told(folder / EVALUATION_FILE))
+        return cls(source, label, folder, facts, report, _evaluation(folder / EVALUATION_FILE))
 
     @property
     def creature(self) -> str | None:
@@ -253,12 +253,12 @@ def base_of_erasures(erasures: Sequence[Erasure]) -> str:
     return DEMO if Path(base) == testbed.WEIGHTS else base
 
 
-def _told(path: Path) -> dict[str, Any]:
+def _evaluation(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError as error:
         raise ValueError(
-            f"`{path.name}` must be JSON; got {path}: {error}. Do make it again, or delete it."
+            f"`{path.name}` must be JSON; got {path} ({error}). Do make it again, or delete it."
         ) from error
