@@ -179,8 +179,7 @@ def index_images(
     folder = cache if cache is not None else gathered(scratch.name if scratch is not None else "")[0]
     space = _feature_space(model, processor, Path(folder))
     with evaluating(model):
-        size = batch_size if tells_apart(model, processor) else 1
-        writer = _Writer(model, processor, source, space, size, part_size)
+        writer = _Writer(model, processor, source, space, batch_size, part_size)
         files = writer.run(*place())
     gathered(None)
     if not all(file.exists() for file in files):
@@ -238,7 +237,7 @@ class _Writer:
         self, model: nn.Module, processor: Any, source: ImageSource, space: Path, batch_size: int, part_size: int
     ) -> None:
         self.model, self.processor, self.source = model, processor, source
-        self.batch_size, self.part_size = batch_size, part_size
+        self.most, self.part_size = batch_size, part_size
         # a stream that cannot tell whether it has changed is read again, and recognised by its beginning
         self.check = source.version is None and source.at is None
         version = source.version or _hash_of(source, part_size if self.check else None)
@@ -255,6 +254,7 @@ class _Writer:
                 if _told(file)["end"]:
                     return files
         self.known = _Known(self.folder.parent)
+        self.batch_size = self.most if tells_apart(self.model, self.processor) else 1
         entries = self.source.entries(len(files) * self.part_size)
         following = next(entries, None)
         with ThreadPoolExecutor(_THREADS) as threads:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,10 +146,11 @@ def encoded(entry: Any) -> bytes | None:
         ValueError: it has more than `MOST_BYTES`.
     """
     if isinstance(entry, Path):
-        if entry.exists() and not entry.is_file():
+        status = os.stat(entry)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("no regular file")
-        with entry.open("rb") as file:
-            return read_at_most(file, entry.stat().st_size)
+        with open(entry, "rb") as file:
+            return read_at_most(file, status.st_size)
     if isinstance(entry, TarMember):
         return entry.read()
     return entry.get("bytes") if isinstance(entry, dict) else entry if isinstance(entry, bytes) else None
