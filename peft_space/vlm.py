@@ -308,6 +308,21 @@ def chat(processor: Any, prompt: Prompt) -> str:
     return f"{processor.image_token}{question}"
 
 
+def _chats(processor: Any, prompts: Sequence[Prompt]) -> list[str]:
+    """Each prompt as `chat` writes it, once for all that ask the same: of a picture only its place is written."""
+    written: dict[tuple[str, bool], str] = {}
+
+    def once(prompt: Prompt) -> str:
+        if prompt.shots:
+            return chat(processor, prompt)
+        key = prompt.question, prompt.image is None
+        if key not in written:
+            written[key] = chat(processor, prompt)
+        return written[key]
+
+    return [once(prompt) for prompt in prompts]
+
+
 def _chat_template(processor: Any) -> Any:
     return processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
 
@@ -378,7 +393,7 @@ def encode(processor: Any, prompts: Sequence[Prompt], answers: Sequence[str] | N
     images = [prompt.images for prompt in prompts if prompt.images]
     if images and len(images) != len(prompts):
         raise ValueError(f"`prompts` must all have a picture or all have none; got {len(images)} of {len(prompts)}.")
-    texts = [chat(processor, prompt) for prompt in prompts]
+    texts = _chats(processor, prompts)
     # as transformers does: a template that writes no token for the beginning leaves it to the tokenizer
     begin = processor.tokenizer.bos_token
     special = not (begin and all(text.startswith(begin) for text in texts))

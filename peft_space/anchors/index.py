@@ -42,10 +42,16 @@ from ..vlm import check_multimodal, evaluating, image_inputs, projected, tells_a
 
 PART = 2048
 """Entries of a part: at most so many are done again where a run was stopped."""
-_THREADS = 4
+_THREADS = max(1, min(4, (os.cpu_count() or 2) - 1))
+"""That read ahead; the tower needs a core of its own."""
+_TOGETHER = 16
+"""Entries that a thread reads in one go."""
 _DIGEST = 16
 """Bytes of the hash of a picture."""
 _WHOLE = "whole.safetensors"
+
+
+_Read = tuple[bytes, Image.Image | None]
 
 
 @dataclass(frozen=True)
@@ -301,11 +307,10 @@ class _Writer:
 
         for position, name, read in self._ahead(threads, part, done):
             advance("image features", position, max(self.source.size or 0, position))
-            try:
-                digest, image = read.result()
-            except Exception as error:  # what a broken file raises is up to a dozen decoders
-                found.skipped.append((position, name, why_unreadable(error)))
+            if isinstance(read, Exception):
+                found.skipped.append((position, name, why_unreadable(read)))
                 continue
+            digest, image = read
             row = found.add(position, name, digest)
             if image is None:
                 found.features[row] = self.known[digest]
@@ -322,13 +327,18 @@ class _Writer:
 
     def _ahead(
         self, threads: ThreadPoolExecutor, part: Iterator[Entry], done: int
-    ) -> Iterator[tuple[int, str, Future[tuple[bytes, Image.Image | None]]]]:
-        window: deque[tuple[int, str, Future[tuple[bytes, Image.Image | None]]]] = deque()
-        for position, (name, entry) in enumerate(part, done):
-            window.append((position, name, threads.submit(_read, entry, self.known)))
-            if len(window) > self.batch_size:
-                yield window.popleft()
-        yield from window
+    ) -> Iterator[tuple[int, str, _Read | Exception]]:
+        """Position, name and what was read of each entry; threads read some more."""
+        window: deque[tuple[int, list[str], Future[list[_Read | Exception]]]] = deque()
+        ahead = -(-self.batch_size // _TOGETHER) + _THREADS
+        while some := list(islice(part, _TOGETHER)):
+            read = threads.submit(_read_all, [entry for _, entry in some], self.known)
+            window.append((done, [name for name, _ in some], read))
+            done += len(some)
+            if len(window) > ahead:
+                yield from _told_of(*window.popleft())
+        for some_read in window:
+            yield from _told_of(*some_read)
 
     def _write(self, file: Path, found: _Found, end: bool) -> None:
         tensors = found.tensors(end)
@@ -422,10 +432,22 @@ def _prepare(processor: Any, images: Sequence[Image.Image]) -> list[_Inputs | Ex
         return [one for image in images for one in _prepare(processor, [image])]
 
 
-def _read(entry: Any, known: _Known) -> tuple[bytes, Image.Image | None]:
-    """The hash of a picture; and the picture, if it is not known."""
-    digest, content = _hashed(entry)
-    return digest, None if digest in known else read_picture(content)
+def _read_all(entries: Sequence[Any], known: _Known) -> list[_Read | Exception]:
+    """Of each entry the hash of the picture, and the picture, if it is not known; or why it cannot be read."""
+    found: list[_Read | Exception] = []
+    for entry in entries:
+        try:
+            digest, content = _hashed(entry)
+            found.append((digest, None if digest in known else read_picture(content)))
+        except Exception as error:  # what a broken file raises is up to a dozen decoders
+            found.append(error)
+    return found
+
+
+def _told_of(
+    first: int, names: Sequence[str], read: Future[list[_Read | Exception]]
+) -> Iterator[tuple[int, str, _Read | Exception]]:
+    return zip(range(first, first + len(names)), names, read.result(), strict=True)
 
 
 def _hashed(entry: Any) -> tuple[bytes, Any]:

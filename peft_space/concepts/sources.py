@@ -146,7 +146,8 @@ def _hash(*parts: Any) -> str:
 def _of_files(root: Path, name: str, column: str, limit: int | None) -> ImageSource:
     """A folder or one shard. Its version is told from names, sizes and times of change; no file is opened for it."""
     stamp, pictures, shards = hashlib.sha256(), 0, 0
-    for path, status in _walk(root):
+    for path in _walk(root):
+        status = os.lstat(path)
         stamp.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         is_shard = path.suffix.lower() in SHARDS
         pictures, shards = pictures + (not is_shard), shards + is_shard
@@ -163,10 +164,10 @@ def _of_files(root: Path, name: str, column: str, limit: int | None) -> ImageSou
     )
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _walk(root: Path) -> Iterator[Path]:
     """Pictures and shards below a folder, in the order of their paths; links to nowhere included."""
     if root.is_file():
-        yield root, root.stat()
+        yield root
         return
     with os.scandir(root) as found:
         inside = sorted(found, key=lambda entry: entry.name)
@@ -174,11 +175,11 @@ def _walk(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root / entry.name)
         elif Path(entry.name).suffix.lower() in ENDINGS | SHARDS:
-            yield root / entry.name, entry.stat(follow_symlinks=False)
+            yield root / entry.name
 
 
 def _in_files(root: Path, column: str) -> Iterator[Entry]:
-    for path, _ in _walk(root):
+    for path in _walk(root):
         name = _written(str(path.relative_to(root if root.is_dir() else root.parent)))
         if path.suffix.lower() == ".tar":
             yield from _in_tar(path, name)

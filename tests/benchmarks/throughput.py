@@ -1,15 +1,17 @@
 """Measures indexing, search and subspace statistics beside the bare loops that they cannot be faster than.
 
     python -m tests.benchmarks.throughput OUTPUT.json [--pictures 512] [--vectors 1000000] [--repeats 3]
-        [--scratch DIR]
+        [--scratch DIR] [--tower testbed|b16]
 
 Both of a pair run in one process, in turns; the medians of their wall times are compared. For the search `--vectors`
-made-up vectors of 4096 float32 are written to `--scratch` (16 GB for a million) and deleted afterwards.
+made-up vectors of 4096 float32 are written to `--scratch` (16 GB for a million) and deleted afterwards. `--tower b16`
+measures indexing alone, of photograph-sized JPEGs, by a tower of CLIP ViT-B/16's size with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import statistics
@@ -24,6 +26,7 @@ from peft import get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers import CLIPVisionConfig, LlavaForConditionalGeneration
 
 from peft_space import FeatureIndex, SpaceConfig, fit_retained_subspace, index_images, targeted_modules, testbed
 from peft_space.anchors import concept_embedding
@@ -55,19 +58,33 @@ def in_turns(repeats: int, **jobs: Callable[[], Any]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def indexing(model: nn.Module, processor: Any, n_pictures: int, repeats: int, scratch: Path) -> dict[str, float]:
-    """Indexing a folder into an empty cache, beside bare loops over the same pictures at the same batch size."""
+def indexing(
+    model: nn.Module,
+    processor: Any,
+    n_pictures: int,
+    repeats: int,
+    scratch: Path,
+    size: tuple[int, int] | None = None,
+) -> dict[str, float]:
+    """Indexing a folder into an empty cache, beside bare loops over the same pictures at the same batch size.
+
+    Args:
+        size: width and height that the pictures are brought to, as JPEGs; by default they stay as they are.
+    """
     pictures = list(testbed.public_images("zorvex", n_pictures).images)
+    ending, batch_size = "png", BATCH
+    if size is not None:
+        pictures, ending, batch_size = [picture.resize(size) for picture in pictures], "jpg", 16
     folder = scratch / "pictures"
     folder.mkdir()
     for number, picture in enumerate(pictures):
-        picture.save(folder / f"{number:06d}.png")
-    batches = [pictures[start : start + BATCH] for start in range(0, n_pictures, BATCH)]
+        picture.save(folder / f"{number:06d}.{ending}")
+    batches = [pictures[start : start + batch_size] for start in range(0, n_pictures, batch_size)]
     inputs = [image_inputs(processor, batch) for batch in batches]
     caches = iter(range(10**6))
 
     def index(where: Path | None = None) -> None:
-        index_images(model, processor, folder, where or scratch / f"cache{next(caches)}", batch_size=BATCH)
+        index_images(model, processor, folder, where or scratch / f"cache{next(caches)}", batch_size=batch_size)
 
     taken = in_turns(
         repeats,
@@ -79,7 +96,7 @@ def indexing(model: nn.Module, processor: Any, n_pictures: int, repeats: int, sc
     concepts = [concept_embedding(model, processor, testbed.concept(name)) for name in ("zorvex", "narril")]
 
     def second_concept() -> None:
-        nearest(index_images(model, processor, folder, warm, batch_size=BATCH), concepts[1], NEAREST)
+        nearest(index_images(model, processor, folder, warm, batch_size=batch_size), concepts[1], NEAREST)
 
     taken |= in_turns(repeats, second_concept=second_concept)
     return taken | {
@@ -87,6 +104,21 @@ def indexing(model: nn.Module, processor: Any, n_pictures: int, repeats: int, sc
         "indexing_of_tower_and_processor": taken["tower_and_processor"] / taken["index"],
         "second_concept_of_first": taken["second_concept"] / taken["index"],
     }
+
+
+def real_size() -> tuple[nn.Module, Any]:
+    """A LLaVA with a tower of CLIP ViT-B/16's size and random weights, and its processor."""
+    small, processor = testbed.load()
+    config = copy.deepcopy(small.config)
+    config.vision_config = CLIPVisionConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, patch_size=16
+    )
+    side = config.vision_config.image_size
+    config.image_seq_length = (side // 16) ** 2
+    processor.patch_size = 16
+    processor.image_processor.size = {"shortest_edge": side}
+    processor.image_processor.crop_size = {"height": side, "width": side}
+    return LlavaForConditionalGeneration(config).eval(), processor
 
 
 @torch.no_grad()
@@ -175,8 +207,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=None)
+    parser.add_argument("--tower", choices=("testbed", "b16"), default="testbed")
     options = parser.parse_args(arguments)
     told: dict[str, Any] = {"arguments": {"pictures": options.pictures, "vectors": options.vectors}}
+    if options.tower == "b16":
+        with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+            told["indexing"] = indexing(
+                *real_size(), options.pictures, options.repeats, Path(scratch), size=(640, 480)
+            )
+        write_json(options.output, told)
+        print(json.dumps(told, indent=2))
+        return
     # first, so that nothing else is in memory yet
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         told["search"] = searching(options.vectors, options.repeats, Path(scratch))
