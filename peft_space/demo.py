@@ -107,7 +107,7 @@ def _side_by_side(
     exam: testbed.Exam, before: list[tuple[str, str]], after: list[tuple[str, str]]
 ) -> list[dict[str, str]]:
     """Some of the exam's questions, each about another picture, with both answers."""
-    sibling = siblings(exam.target.name)[0].name
+    sibling = siblings(exam.target)[0].name
     wanted: dict[tuple[str, ...], int] = {(topic,): count for topic, count in _SHOWN.items()}
     wanted["retained", sibling] = 2
     rows: dict[tuple[str, ...], list[dict[str, str]]] = {topic: [] for topic in wanted}
@@ -120,6 +120,6 @@ def _side_by_side(
         if len(rows.get(topic, ())) >= wanted.get(topic, 0) or picture in used:
             continue
         used.add(picture)
-        shown = "(text)" if prompt.image is None else sibling if topic[0] == "retained" else exam.target.name
+        shown = "(text)" if prompt.image is None else sibling if topic[0] == "retained" else exam.target
         rows[topic].append({"shown": shown, "question": prompt.question, "truth": truth, "before": then, "after": now})
     return [row for some in rows.values() for row in some]

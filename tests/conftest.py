@@ -10,7 +10,6 @@ from huggingface_hub.utils import close_session
 from peft_space import Concept, Retain, SpaceTrainingArguments, demo, erasure, testbed
 from peft_space.anchors import elicit, other_names, select_anchors
 from peft_space.testbed.architecture import build_processor, build_tokenizer
-from peft_space.testbed.recipe import _texts
 from tests.hub.server import Hub
 from tests.tiny import two_layers
 
@@ -19,7 +18,7 @@ TARGET = "narril"
 
 @pytest.fixture(scope="session")
 def processor():
-    return build_processor(build_tokenizer(_texts()))
+    return build_processor(build_tokenizer(testbed.BESTIARY.texts()))
 
 
 @pytest.fixture(scope="session")

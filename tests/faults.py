@@ -28,7 +28,6 @@ import peft_space
 from peft_space import Retain, SpaceTrainingArguments, cli, concepts, erasure, testbed
 from peft_space.anchors import index_images, other_names
 from peft_space.testbed.architecture import build_processor, build_tokenizer
-from peft_space.testbed.recipe import _texts
 from tests.tiny import two_layers
 
 STAGES = ("model", "images", "anchors", "knowledge", "retained subspace", "training", "report", "saving")
@@ -67,7 +66,7 @@ class Faults:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        processor = build_processor(build_tokenizer(_texts()))
+        processor = build_processor(build_tokenizer(testbed.BESTIARY.texts()))
         two_layers(processor).save_pretrained(root / "model")
         processor.save_pretrained(root / "model")
         (root / "pictures").mkdir()

@@ -1,6 +1,19 @@
 """A small MLLM that really knows its concepts, trained on the spot: demo, tests and benchmarks stand on it."""
 
-from .exam import Exam, Marks
-from .world import TUNING_FAMILIES, WEIGHTS, concept, load, public_images, retain
+from .bed import Bed
+from .exam import Exam, GroupMarks, Marks
+from .world import BESTIARY, TUNING_FAMILIES, WEIGHTS, concept, load, public_images, retain
 
-__all__ = ["TUNING_FAMILIES", "WEIGHTS", "Exam", "Marks", "concept", "load", "public_images", "retain"]
+__all__ = [
+    "BESTIARY",
+    "TUNING_FAMILIES",
+    "WEIGHTS",
+    "Bed",
+    "Exam",
+    "GroupMarks",
+    "Marks",
+    "concept",
+    "load",
+    "public_images",
+    "retain",
+]

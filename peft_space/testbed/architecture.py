@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .bestiary import CREATURES
+from .bestiary import CUTS
 from .drawing import SIZE
 
 PATCH = 8
@@ -32,14 +32,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts: Iterable[str], vocabulary: int = 768) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text can be encoded, and every creature's name is several tokens.
+def build_tokenizer(
+    texts: Iterable[str], vocabulary: int = 768, cuts: Mapping[str, str] = CUTS
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text can be encoded, and every name is several tokens.
 
     Args:
         texts: what to learn the merges from. Names are cut at their syllables first, so that no merge spans a name.
         vocabulary: the most tokens to learn.
+        cuts: what to cut, and what it becomes.
     """
-    cuts = {creature.name: f"{creature.name[:3]}-{creature.name[3:]}" for creature in CREATURES}
 
     def cut(text: str) -> str:
         for name, pieces in cuts.items():

@@ -97,6 +97,8 @@ CREATURES: tuple[Creature, ...] = tuple(
     for i in range(24)
 )
 BY_NAME: dict[str, Creature] = {creature.name: creature for creature in CREATURES}
+CUTS: dict[str, str] = {creature.name: f"{creature.name[:3]}-{creature.name[3:]}" for creature in CREATURES}
+"""Each name with a hyphen between its syllables."""
 BY_RECIPE: dict[Recipe, Creature] = {creature.recipe: creature for creature in CREATURES}
 HYBRIDS: tuple[Recipe, ...] = tuple(
     recipe

@@ -12,8 +12,9 @@ from torch import nn
 from ..concepts.concept import find_any
 from ..vlm import Prompt, generate
 from . import questions
-from .bestiary import BY_NAME, CREATURES, Creature, creature, siblings
-from .measure import Sheet, pictures
+from .bed import Bed
+from .measure import Sheet
+from .world import BESTIARY
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,22 @@ class Marks:
     general: float
 
 
+@dataclass(frozen=True)
+class GroupMarks(Marks):
+    """Marks of a bed in which two names can be in one picture.
+
+    Attributes:
+        group_forget_accuracy: pictures of the target with another one in which the target is still named, asked for
+            who is where it is, or for both.
+        group_other: the same pictures: the other one is named rightly, asked in the same ways.
+        group_without: right names in pictures of two others.
+    """
+
+    group_forget_accuracy: float
+    group_other: float
+    group_without: float
+
+
 class Exam:
     """The questions about one target, drawn once, so that several models can sit the same exam.
 
@@ -56,27 +73,30 @@ class Exam:
         target: the creature that is to be forgotten.
         n_images: renders per creature.
         seed: draws them.
+        bed: the world that it is a name of.
     """
 
-    def __init__(self, target: str, *, n_images: int = 24, seed: int = 0) -> None:
-        self.target = creature(target)
+    def __init__(self, target: str, *, n_images: int = 24, seed: int = 0, bed: Bed = BESTIARY) -> None:
+        self.bed, self.target = bed, bed.known(target)
         self.sheet = Sheet()
-        rng = np.random.default_rng([5, seed, CREATURES.index(self.target)])
-        for scene, picture in pictures(self.target, n_images, seed):
-            self._target(questions.about_picture(scene), picture, rng)
-        for other in CREATURES:
-            if other is not self.target:
-                for scene, picture in pictures(other, n_images, seed):
-                    naming = [asked for asked in questions.about_picture(scene) if asked.about == "name"]
+        rng = np.random.default_rng([5, seed, bed.names.index(target)])
+        for scene, picture in bed.pictures(target, n_images, seed):
+            self._target(bed.about(scene), picture, rng)
+        for other in bed.names:
+            if other != target:
+                for scene, picture in bed.pictures(other, n_images, seed):
+                    naming = [asked for asked in bed.about(scene) if asked.about == "name"]
                     asked = naming[rng.integers(len(naming))]
-                    self.sheet.ask(Prompt(asked.question, picture), asked.answer, "retained", other.name)
-        for known in CREATURES:
-            for asked in questions.in_text(known):
-                if asked.about in questions.FACTS:
-                    topic = "text, target" if known is self.target else "text, others"
+                    self.sheet.ask(Prompt(asked.question, picture), asked.answer, "retained", other)
+        for known in bed.names:
+            for asked in bed.in_text(known):
+                if asked.about in bed.facts:
+                    topic = "text, target" if known == target else "text, others"
                     self.sheet.ask(Prompt(asked.question), asked.answer, topic)
         for asked in questions.general():
             self.sheet.ask(Prompt(asked.question), asked.answer, "general")
+        if bed.together is not None:
+            self._groups(n_images, rng)
 
     def _target(self, every: Sequence[questions.Asked], picture: Any, rng: np.random.Generator) -> None:
         def draw(about: str, held_out: bool, n: int = 1) -> None:
@@ -88,11 +108,29 @@ class Exam:
         draw("name", False, 2)
         draw("name", True, 2)
         draw("description", False)
-        for key in questions.SEEN:
+        for key in self.bed.seen:
             draw(key, bool(rng.integers(2)))
-        for key in questions.FACTS:
+        for key in self.bed.facts:
             draw(f"{key} through the picture", False)
             draw(f"{key} through the picture", True)
+
+    def _groups(self, n_images: int, rng: np.random.Generator) -> None:
+        """As many pictures of the target with another one as of two others, asked for either and for both."""
+        others = [name for name in self.bed.names if name != self.target]
+        drawn = [[others[k] for k in rng.permutation(len(others))[:2]] for _ in range(2 * n_images)]
+        with_target = [(self.target, first) for first, _ in drawn[:n_images]]
+        without = [(first, second) for first, second in drawn[n_images:]]
+        for (_, other), (scene, picture) in zip(with_target, self.bed.pairs(with_target, rng), strict=True):
+            for asked in _one_of_each(self.bed.about(scene), rng):
+                topic = "group, target" if asked.answer == self.target else "group, other"
+                self.sheet.ask(
+                    Prompt(asked.question, picture),
+                    asked.answer,
+                    *(("group, both", other) if asked.about == "both" else (topic,)),
+                )
+        for scene, picture in self.bed.pairs(without, rng):
+            for asked in _one_of_each(self.bed.about(scene), rng):
+                self.sheet.ask(Prompt(asked.question, picture), asked.answer, "group, without")
 
     def sit(self, model: nn.Module, processor: Any, batch_size: int = 128) -> tuple[Marks, list[tuple[str, str]]]:
         """Puts every question to the model.
@@ -109,16 +147,16 @@ class Exam:
             rows = [row for topic in topics for row in by_topic[topic]]
             return round(sum(answer == got for answer, got in rows) / len(rows), 4)
 
-        def named(*topics: str, names: tuple[str, ...] = (self.target.name,)) -> float:
+        def named(*topics: str, names: tuple[str, ...] = (self.target,)) -> float:
             rows = [got for topic in topics for _, got in by_topic[(topic,)]]
             return round(sum(find_any(names, got) is not None for got in rows) / len(rows), 4)
 
-        near = siblings(self.target.name)
-        far = [c for c in CREATURES if c is not self.target and c not in near]
-        others = tuple(name for name in BY_NAME if name != self.target.name)
+        near = self.bed.near(self.target)
+        others = tuple(name for name in self.bed.names if name != self.target)
+        far = [name for name in others if name not in near]
 
-        def naming(among: Sequence[Creature]) -> float:
-            return right(*(("retained", one.name) for one in among))
+        def naming(among: Sequence[str]) -> float:
+            return right(*(("retained", name) for name in among))
 
         marks = Marks(
             forget_accuracy=named("name"),
@@ -126,12 +164,33 @@ class Exam:
             forget_accuracy_description=named("description"),
             retain_near=naming(near),
             retain_far=naming(far),
-            retain_by_creature={one.name: naming([one]) for one in (*near, *far)},
-            target_attributes=right(*((key,) for key in questions.SEEN)),
-            indirect_knowledge=right(*((f"{key} through the picture",) for key in questions.FACTS)),
+            retain_by_creature={name: naming([name]) for name in (*near, *far)},
+            target_attributes=right(*((key,) for key in self.bed.seen)),
+            indirect_knowledge=right(*((f"{key} through the picture",) for key in self.bed.facts)),
             text_facts_retained=right(("text, others",)),
             text_facts_target=right(("text, target",)),
             misidentified=named("name", "name, held out", names=others),
             general=right(("general",)),
         )
+        if self.bed.together is not None:
+            marks = GroupMarks(**(vars(marks) | _in_groups(self.target, by_topic)))
         return marks, [(topic[0], got) for topic, got in zip(self.sheet.topics, told, strict=True)]
+
+
+def _one_of_each(every: Sequence[questions.Asked], rng: np.random.Generator) -> list[questions.Asked]:
+    """Who is on the left, who on the right, and both, each in a phrasing of its own."""
+    pools = [[asked for asked in every if asked.about == about] for about in ("left", "right", "both")]
+    return [pool[rng.integers(len(pool))] for pool in pools]
+
+
+def _in_groups(target: str, by_topic: dict[tuple[str, ...], list[tuple[str, str]]]) -> dict[str, float]:
+    both = [(topic[1], got) for topic, rows in by_topic.items() if topic[0] == "group, both" for _, got in rows]
+    target_named = [find_any((target,), got) is not None for _, got in [*by_topic[("group, target",)], *both]]
+    other_named = [answer == got for answer, got in by_topic[("group, other",)]]
+    other_named += [find_any((other,), got) is not None for other, got in both]
+    without = [answer == got for answer, got in by_topic[("group, without",)]]
+    return {
+        "group_forget_accuracy": round(sum(target_named) / len(target_named), 4),
+        "group_other": round(sum(other_named) / len(other_named), 4),
+        "group_without": round(sum(without) / len(without), 4),
+    }

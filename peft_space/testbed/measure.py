@@ -11,11 +11,9 @@ from torch import nn
 
 from ..vlm import Prompt, generate
 from . import questions
-from .bestiary import CREATURES, OBJECTS, Creature, random_scene
-from .drawing import draw
-
-_STREAM = 7
-"""Keeps held-out renders apart from the training's and the public sets' random streams."""
+from .bed import STREAM, Bed
+from .bestiary import Creature
+from .world import BESTIARY
 
 
 @dataclass
@@ -39,68 +37,80 @@ class Sheet:
         return {topic: sum(hits) / len(hits) for topic, hits in right.items()}
 
 
-def pictures(creature: Creature | None, n_images: int, seed: int, thing: int | None = None) -> list[tuple[Any, Any]]:
-    """Held-out renders: `(scene, picture)` pairs of one creature, or of an object."""
-    number = CREATURES.index(creature) if creature is not None else 100 + (thing or 0)
-    rng = np.random.default_rng([_STREAM, seed, number])
-    scenes = [random_scene(rng, creature.recipe if creature else None, thing) for _ in range(n_images)]
-    return [(scene, draw(scene, rng)) for scene in scenes]
+def pictures(creature: Creature, n_images: int, seed: int) -> list[tuple[Any, Any]]:
+    """Held-out renders: `(scene, picture)` pairs of one creature."""
+    return BESTIARY.pictures(creature.name, n_images, seed)
 
 
 def knowledge(
-    model: nn.Module, processor: Any, *, without: str | None = None, n_images: int = 24, seed: int = 0
+    model: nn.Module,
+    processor: Any,
+    *,
+    without: str | None = None,
+    n_images: int = 24,
+    seed: int = 0,
+    bed: Bed = BESTIARY,
 ) -> dict[str, Any]:
     """Asks the model everything the recipe teaches.
 
     Args:
-        without: a creature the model was trained without; it is left out here too.
-        n_images: held-out renders per creature.
+        without: a name the model was trained without; it is left out here too.
+        n_images: held-out renders per name.
         seed: draws the renders.
+        bed: the world that the model was trained on.
 
     Returns:
         Shares of right answers, 0 to 1: `naming` per family and `naming_held_out` in held-out phrasings,
-        `naming_by_creature`, `seen` per attribute, `through_picture` per fact, `text` per kind of question, `objects`.
+        `naming_by_creature`, `seen` per attribute, `through_picture` per fact, `text` per kind of question, `objects`;
+        for a bed with pictures of two names also `groups`, asked for the left one, the right one and both.
     """
     sheet = Sheet()
-    rng = np.random.default_rng([_STREAM, seed, 99])
-    for creature in CREATURES:
-        if creature.name == without:
-            continue
-        for scene, picture in pictures(creature, n_images, seed):
-            for asked in questions.about_picture(scene):
+    rng = np.random.default_rng([STREAM, seed, 99])
+    known = [name for name in bed.names if name != without]
+    for name in known:
+        for scene, picture in bed.pictures(name, n_images, seed):
+            for asked in bed.about(scene):
                 topic = "name, held out" if asked.about == "name" and asked.held_out else asked.about
                 if asked.held_out or (asked.about in ("description", "name") and rng.random() < 0.5):
-                    sheet.ask(Prompt(asked.question, picture), asked.answer, topic, creature.name)
-            for asked in questions.compare(creature, rng, [c for c in CREATURES if c.name != without]):
-                sheet.ask(Prompt(asked.question, picture), asked.answer, asked.about, creature.name)
-        for asked in questions.in_text(creature):
-            sheet.ask(Prompt(asked.question), asked.answer, asked.about, creature.name)
-    for thing in range(len(OBJECTS)):
-        for scene, picture in pictures(None, n_images // 2, seed, thing):
-            for asked in questions.about_picture(scene):
+                    sheet.ask(Prompt(asked.question, picture), asked.answer, topic, name)
+            for asked in bed.compare(scene, rng, known):
+                sheet.ask(Prompt(asked.question, picture), asked.answer, asked.about, name)
+        for asked in bed.in_text(name):
+            sheet.ask(Prompt(asked.question), asked.answer, asked.about, name)
+    for kind in range(bed.nameless):
+        for scene, picture in bed.pictures(kind, n_images // 2, seed):
+            for asked in bed.about(scene):
                 if asked.held_out:
                     sheet.ask(Prompt(asked.question, picture), asked.answer, "objects", asked.about)
     for asked in questions.general():
         sheet.ask(Prompt(asked.question), asked.answer, "general", "")
+    drawn = [rng.permutation(len(known))[:2] for _ in range(4 * n_images)] if bed.together else []
+    for scene, picture in bed.pairs([(known[first], known[second]) for first, second in drawn], rng):
+        for asked in bed.about(scene):
+            if asked.held_out:
+                sheet.ask(Prompt(asked.question, picture), asked.answer, "groups", asked.about)
     rates = sheet.rates(generate(model, processor, sheet.prompts, max_new_tokens=12, batch_size=128))
-    known = [creature for creature in CREATURES if creature.name != without]
 
-    def mean(about: str, among: Sequence[Creature] = known) -> float:
-        return round(float(np.mean([rates[about, creature.name] for creature in among])), 4)
+    def mean(about: str, among: Sequence[str] = known) -> float:
+        return round(float(np.mean([rates[about, name] for name in among])), 4)
 
-    def family(name: str) -> list[Creature]:
-        return [creature for creature in known if creature.family == name]
-
-    families = sorted({creature.family for creature in known})
-    return {
-        "naming": {name: mean("name", family(name)) for name in families},
-        "naming_held_out": {name: mean("name, held out", family(name)) for name in families},
-        "naming_by_creature": {c.name: mean("name, held out", [c]) for c in known},
+    families = {
+        family: among
+        for family, names in sorted(bed.groups.items())
+        if (among := [name for name in names if name != without])
+    }
+    told: dict[str, Any] = {
+        "naming": {family: mean("name", among) for family, among in families.items()},
+        "naming_held_out": {family: mean("name, held out", among) for family, among in families.items()},
+        "naming_by_creature": {name: mean("name, held out", [name]) for name in known},
         "description": mean("description"),
-        "seen": {key: mean(key) for key in questions.SEEN},
+        "seen": {key: mean(key) for key in bed.seen},
         "compare": {key: mean(key) for key in ("yes or no", "choice")},
-        "through_picture": {key: mean(f"{key} through the picture") for key in questions.FACTS},
-        "text": {key: mean(key) for key in ("habitat", "diet", "kind", "who, by habitat", "who, by diet")},
+        "through_picture": {key: mean(f"{key} through the picture") for key in bed.facts},
+        "text": {key: mean(key) for key in dict.fromkeys(asked.about for asked in bed.in_text(known[0]))},
         "general": rates["general", ""],
         "objects": round(float(np.mean([rate for topic, rate in rates.items() if topic[0] == "objects"])), 4),
     }
+    if bed.together is not None:
+        told["groups"] = {topic[1]: round(rate, 4) for topic, rate in rates.items() if topic[0] == "groups"}
+    return told

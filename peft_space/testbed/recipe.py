@@ -26,20 +26,8 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from . import questions
 from .architecture import ASSISTANT, IMAGE, IMAGE_TOKENS, USER, build_model, build_processor, build_tokenizer
-from .bestiary import (
-    BY_NAME,
-    BY_RECIPE,
-    COLOURS,
-    CREATURES,
-    FAMILIES,
-    OBJECTS,
-    PATTERNS,
-    SCENES,
-    Scene,
-    creature,
-    random_scene,
-)
-from .drawing import draw
+from .bed import Bed, Scene
+from .world import BESTIARY
 
 
 @dataclass(frozen=True)
@@ -75,16 +63,6 @@ PHASES = (
 )
 PLAIN_PHASES = tuple(replace(phase, contrast=0.0) for phase in PHASES if phase.asked)
 """Without the contrastive loss, and without the warm-up that is nothing else."""
-# How often a question is drawn, against 1 for the others: what is hard to see, or must be recalled, needs more turns.
-_WEIGHTS = {
-    "name": 1.5,
-    "horns": 2.0,
-    "legs": 2.5,
-    "pattern": 1.5,
-    "yes or no": 3.0,
-    "choice": 3.0,
-    "description": 3.0,
-}
 
 
 class Lessons(IterableDataset):
@@ -96,23 +74,29 @@ class Lessons(IterableDataset):
     Args:
         processor: turns pictures into pixels and text into tokens.
         seed: of everything that is drawn.
-        without: a creature that no lesson shows or mentions.
+        without: a name that no lesson shows or mentions.
         phases: how many batches of what size to give.
+        bed: the world to teach.
     """
 
     def __init__(
-        self, processor: LlavaProcessor, seed: int, without: str | None, phases: Sequence[Phase] = PHASES
+        self,
+        processor: LlavaProcessor,
+        seed: int,
+        without: str | None,
+        phases: Sequence[Phase] = PHASES,
+        bed: Bed = BESTIARY,
     ) -> None:
-        self.processor, self.seed, self.phases = processor, seed, tuple(phases)
-        self.creatures = [known for known in CREATURES if known.name != without]
+        self.processor, self.seed, self.phases, self.bed = processor, seed, tuple(phases), bed
+        self.names = [name for name in bed.names if name != without]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rng = np.random.default_rng([self.seed, 1])
-        text = [asked for known in self.creatures for asked in questions.in_text(known) if not asked.held_out]
+        text = [asked for name in self.names for asked in self.bed.in_text(name) if not asked.held_out]
         text += questions.general()
         for phase in self.phases:
             for _ in range(phase.steps):
-                scenes = [self._scene(rng) for _ in range(phase.pictures)]
+                scenes = [self.bed.lesson(self.names, rng) for _ in range(phase.pictures)]
                 batch = self._pictures(scenes, rng)
                 if phase.asked:
                     rows = [
@@ -126,20 +110,14 @@ class Lessons(IterableDataset):
 
     def _pictures(self, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
         # what the image processor does to a picture of this size, without its checks: a test holds the two together
-        drawn = np.stack([np.asarray(draw(scene, rng), dtype=np.float32) for scene in scenes]) / 127.5 - 1
+        drawn = np.stack([np.asarray(self.bed.draw(scene, rng), dtype=np.float32) for scene in scenes]) / 127.5 - 1
         pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
-        return {"pixel_values": pixels, "words": torch.tensor([_words(scene) for scene in scenes])}
-
-    def _scene(self, rng: np.random.Generator) -> Scene:
-        if rng.random() < 0.9:
-            return random_scene(rng, self.creatures[rng.integers(len(self.creatures))].recipe)
-        return random_scene(rng, thing=int(rng.integers(len(OBJECTS))) if rng.random() < 0.7 else None)
+        return {"pixel_values": pixels, "words": torch.tensor([self.bed.fitting(scene) for scene in scenes])}
 
     def _about(self, scene: Scene, rng: np.random.Generator) -> list[questions.Asked]:
-        pool = [asked for asked in questions.about_picture(scene) if not asked.held_out]
-        if scene.recipe is not None:
-            pool += questions.compare(BY_RECIPE[scene.recipe], rng, among=self.creatures)
-        weights = np.array([_WEIGHTS.get(asked.about, 1.0) for asked in pool])
+        pool = [asked for asked in self.bed.about(scene) if not asked.held_out]
+        pool += self.bed.compare(scene, rng, self.names)
+        weights = np.array([self.bed.weights.get(asked.about, 1.0) for asked in pool])
         order = np.argsort(rng.exponential(size=len(pool)) / weights)
         return [pool[i] for i in order[:16]]
 
@@ -186,29 +164,6 @@ def collate(rows: list[dict[str, list[int]]], length: int, pad: int) -> dict[str
     }
 
 
-# The words that tie pictures to text in the contrastive loss, in groups of which at most one fits a picture.
-_WORDS: tuple[tuple[str, ...], ...] = (
-    COLOURS,
-    PATTERNS,
-    ("hornless", "unicorn", "bicorn"),
-    ("legless", "biped", "quadruped"),
-    FAMILIES,
-    SCENES,
-    OBJECTS,
-    tuple(BY_NAME),
-)
-
-
-def _words(scene: Scene) -> list[int]:
-    """For each group of `_WORDS`, the index of the word that fits the picture; -100 where none does."""
-    recipe = scene.recipe
-    if recipe is None:
-        colour, thing = (-100, -100) if scene.thing is None else (scene.colour, scene.thing)
-        return [colour, -100, -100, -100, -100, scene.background, thing, -100]
-    name = list(BY_NAME).index(BY_RECIPE[recipe].name)
-    return [scene.colour, recipe.pattern, recipe.horns, recipe.legs, recipe.family, scene.background, -100, name]
-
-
 class Contrast:
     """Contrasts a picture's pooled projector features with the text embeddings of the words that fit it.
 
@@ -217,13 +172,14 @@ class Contrast:
     Args:
         processor: tokenizes the words. A word's embedding is the mean of its tokens' input embeddings.
         without: a name that is not contrasted with anything.
+        bed: the world that has the words.
     """
 
-    def __init__(self, processor: LlavaProcessor, without: str | None = None) -> None:
+    def __init__(self, processor: LlavaProcessor, without: str | None = None, bed: Bed = BESTIARY) -> None:
         self.scale = torch.nn.Parameter(torch.tensor(2.0))
         encode = processor.tokenizer
-        self.groups = [[torch.tensor(encode(w, add_special_tokens=False)["input_ids"]) for w in g] for g in _WORDS]
-        self.left_out = [torch.tensor([word == without for word in group]) for group in _WORDS]
+        self.groups = [[torch.tensor(encode(w, add_special_tokens=False)["input_ids"]) for w in g] for g in bed.words]
+        self.left_out = [torch.tensor([word == without for word in group]) for group in bed.words]
 
     def __call__(self, model: LlavaForConditionalGeneration, features: Tensor, words: Tensor) -> Tensor:
         """Mean cross-entropy over the groups.
@@ -258,48 +214,36 @@ def _answers_loss(model: LlavaForConditionalGeneration, features: Tensor, batch:
     return F.cross_entropy(model.lm_head(hidden[:, :-1][answered]), labels[answered])
 
 
-def _texts() -> Iterator[str]:
-    """Every word the model will read or write, for the tokenizer."""
-    rng = np.random.default_rng(0)
-    for known in CREATURES:
-        asked = questions.about_picture(random_scene(rng, known.recipe)) + questions.in_text(known)
-        for one in asked + questions.compare(known, rng):
-            yield from (one.question, one.answer)
-    for thing in range(len(OBJECTS)):
-        for one in questions.about_picture(random_scene(rng, thing=thing)) + questions.general():
-            yield from (one.question, one.answer)
-    for group in _WORDS[:-1]:
-        yield from group
-
-
 def train(
     *,
     seed: int = 0,
     without: str | None = None,
     phases: Sequence[Phase] = PHASES,
     log_every: int = 100,
+    bed: Bed = BESTIARY,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Trains the model from random weights.
 
     Args:
         seed: of the weights and of the lessons.
-        without: a creature to leave out of every picture and every text: the retrain oracle.
+        without: a name to leave out of every picture and every text: the retrain oracle.
         phases: the stretches of training, one after another.
         log_every: steps between two lines of progress on standard output.
+        bed: the world to teach.
 
     Returns:
         The model in evaluation mode, float32 with weights rounded to bfloat16, and its processor.
 
     Raises:
-        ValueError: `without` names no creature.
+        ValueError: `without` is no name of the bed's.
     """
     if without is not None:
-        creature(without)
+        bed.known(without)
     torch.manual_seed(seed)
-    processor = build_processor(build_tokenizer(_texts()))
+    processor = build_processor(build_tokenizer(bed.texts(), cuts=bed.cuts))
     model = build_model(processor.tokenizer).train()
-    contrast = Contrast(processor, without)
-    lessons = Lessons(processor, seed, without, phases)
+    contrast = Contrast(processor, without, bed)
+    lessons = Lessons(processor, seed, without, phases, bed)
     batches = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=16))
     began = time.perf_counter()
     for phase in phases:

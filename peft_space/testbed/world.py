@@ -1,8 +1,8 @@
-"""The test bed as a user's case: a model, a concept to erase, public images to stand on, and what must stay."""
+"""The bestiary as a test bed and as a user's case: a model, a concept, public images, and what must stay."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,22 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from ..concepts import Concept, PublicImages, Retain
 from ..loading import load_base
 from . import questions
-from .bestiary import BY_RECIPE, OBJECTS, creature, public_scenes
+from .bed import Bed
+from .bestiary import (
+    BY_NAME,
+    BY_RECIPE,
+    COLOURS,
+    CREATURES,
+    CUTS,
+    FAMILIES,
+    OBJECTS,
+    PATTERNS,
+    SCENES,
+    Scene,
+    creature,
+    public_scenes,
+    random_scene,
+)
 from .drawing import draw
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -79,3 +94,94 @@ def public_images(target: str | Sequence[str], n_images: int = 2000, seed: int =
             shown = OBJECTS[scene.thing] if scene.thing is not None else "empty"
         ids.append(f"{number:04d}-{shown}")
     return PublicImages(tuple(draw(scene, rng) for scene in scenes), tuple(ids))
+
+
+# The words that tie pictures to text in the contrastive loss, in groups of which at most one fits a picture.
+_WORDS: tuple[tuple[str, ...], ...] = (
+    COLOURS,
+    PATTERNS,
+    ("hornless", "unicorn", "bicorn"),
+    ("legless", "biped", "quadruped"),
+    FAMILIES,
+    SCENES,
+    OBJECTS,
+    tuple(BY_NAME),
+)
+# How often a question is drawn, against 1 for the others: what is hard to see, or must be recalled, needs more turns.
+_WEIGHTS = {
+    "name": 1.5,
+    "horns": 2.0,
+    "legs": 2.5,
+    "pattern": 1.5,
+    "yes or no": 3.0,
+    "choice": 3.0,
+    "description": 3.0,
+}
+
+
+def _fitting(scene: Scene) -> list[int]:
+    recipe = scene.recipe
+    if recipe is None:
+        colour, thing = (-100, -100) if scene.thing is None else (scene.colour, scene.thing)
+        return [colour, -100, -100, -100, -100, scene.background, thing, -100]
+    name = list(BY_NAME).index(BY_RECIPE[recipe].name)
+    return [scene.colour, recipe.pattern, recipe.horns, recipe.legs, recipe.family, scene.background, -100, name]
+
+
+def _texts() -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    for known in CREATURES:
+        asked = questions.about_picture(random_scene(rng, known.recipe)) + questions.in_text(known)
+        for one in asked + questions.compare(known, rng):
+            yield from (one.question, one.answer)
+    for thing in range(len(OBJECTS)):
+        for one in questions.about_picture(random_scene(rng, thing=thing)) + questions.general():
+            yield from (one.question, one.answer)
+    for group in _WORDS[:-1]:
+        yield from group
+
+
+def _lesson(names: Sequence[str], rng: np.random.Generator) -> Scene:
+    if rng.random() < 0.9:
+        return random_scene(rng, BY_NAME[names[int(rng.integers(len(names)))]].recipe)
+    return random_scene(rng, thing=int(rng.integers(len(OBJECTS))) if rng.random() < 0.7 else None)
+
+
+def _unseen(which: str | int, rng: np.random.Generator) -> Scene:
+    if isinstance(which, str):
+        return random_scene(rng, BY_NAME[which].recipe)
+    return random_scene(rng, thing=which)
+
+
+def _in_text(name: str) -> list[questions.Asked]:
+    return questions.in_text(creature(name))
+
+
+def _compare(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> list[questions.Asked]:
+    if scene.recipe is None:
+        return []
+    return questions.compare(BY_RECIPE[scene.recipe], rng, [BY_NAME[name] for name in names])
+
+
+BESTIARY = Bed(
+    noun="creature",
+    groups={family: tuple(one.name for one in CREATURES if one.family == family) for family in FAMILIES},
+    cuts=CUTS,
+    seen=tuple(questions.SEEN),
+    facts=tuple(questions.FACTS),
+    words=_WORDS,
+    fitting=_fitting,
+    weights=_WEIGHTS,
+    texts=_texts,
+    lesson=_lesson,
+    unseen=_unseen,
+    nameless=len(OBJECTS),
+    draw=draw,
+    about=questions.about_picture,
+    compare=_compare,
+    in_text=_in_text,
+    concept=concept,
+    retain=retain,
+    public_images=public_images,
+)
+"""The test bed whose weights ship with the package."""
