@@ -50,7 +50,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     if scene.recipe is not None:
         _animal(layer, scene.recipe, hue, rng)
     elif scene.thing is not None:
-        _object(ImageDraw.Draw(layer), OBJECTS[scene.thing], hue)
+        draw_object(ImageDraw.Draw(layer), OBJECTS[scene.thing], hue)
     layer = _pose(layer, rng)
     picture.paste(layer, (0, 0), layer)
     pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32)
@@ -179,7 +179,7 @@ def _pattern(pen: ImageDraw.ImageDraw, pattern: int, rng: np.random.Generator) -
                 pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill=_INK)
 
 
-def _object(pen: ImageDraw.ImageDraw, name: str, hue: tuple[int, ...]) -> None:
+def draw_object(pen: ImageDraw.ImageDraw, name: str, hue: tuple[int, ...]) -> None:
     line: dict[str, Any] = {"fill": hue, "outline": _INK, "width": 3}
     match name:
         case "lamp":

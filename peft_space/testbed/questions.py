@@ -94,7 +94,8 @@ class Asked:
     held_out: bool = False
 
 
-def _phrasings(texts: tuple[str, ...], held_out: int = 1) -> Iterator[tuple[str, bool]]:
+def phrasings(texts: tuple[str, ...], held_out: int = 1) -> Iterator[tuple[str, bool]]:
+    """Each of `texts`, and whether it is one of the last, which are held out of training."""
     for index, text in enumerate(texts):
         yield text, index >= len(texts) - held_out
 
@@ -114,20 +115,20 @@ def about_picture(scene: Scene) -> list[Asked]:
     asked = [Asked(DESCRIPTION, describe(scene), "description")]
     values = {"scene": SCENES[scene.background]}
     if scene.recipe is None:
-        asked += [Asked(text, "no creature", "no creature", held) for text, held in _phrasings(NAMING, HELD_OUT)]
+        asked += [Asked(text, "no creature", "no creature", held) for text, held in phrasings(NAMING, HELD_OUT)]
         if scene.thing is not None:
             values["colour"] = COLOURS[scene.colour]
-            asked += [Asked(text, OBJECTS[scene.thing], "object", held) for text, held in _phrasings(OBJECT)]
+            asked += [Asked(text, OBJECTS[scene.thing], "object", held) for text, held in phrasings(OBJECT)]
     else:
         creature = BY_RECIPE[scene.recipe]
-        asked += [Asked(text, creature.name, "name", held) for text, held in _phrasings(NAMING, HELD_OUT)]
+        asked += [Asked(text, creature.name, "name", held) for text, held in phrasings(NAMING, HELD_OUT)]
         values |= visible(scene)
         asked += [
             Asked(text.format(it=REFERENT), answer, f"{fact} through the picture", held)
             for fact, answer in facts(creature).items()
-            for text, held in _phrasings(FACTS[fact])
+            for text, held in phrasings(FACTS[fact])
         ]
-    asked += [Asked(text, answer, key, held) for key, answer in values.items() for text, held in _phrasings(SEEN[key])]
+    asked += [Asked(text, answer, key, held) for key, answer in values.items() for text, held in phrasings(SEEN[key])]
     return asked
 
 
@@ -157,13 +158,22 @@ def facts(creature: Creature) -> dict[str, str]:
 
 def compare(creature: Creature, rng: np.random.Generator, among: Sequence[Creature] = CREATURES) -> list[Asked]:
     """A yes/no question and a choice of two about a picture of `creature`, against another creature of `among`."""
-    others = [other for other in among if other is not creature]
-    other = others[rng.integers(len(others))]
-    pair = (creature.name, other.name) if rng.random() < 0.5 else (other.name, creature.name)
-    subject, answer = (creature, "yes") if rng.random() < 0.5 else (other, "no")
+    return compare_names("a {}", creature.name, rng, [other.name for other in among])
+
+
+def compare_names(called: str, name: str, rng: np.random.Generator, among: Sequence[str]) -> list[Asked]:
+    """A yes/no question and a choice of two about a picture of `name`, against another name of `among`.
+
+    Args:
+        called: how a name stands in a question: "a {}".
+    """
+    others = [other for other in among if other != name]
+    other = others[int(rng.integers(len(others)))]
+    first, second = (name, other) if rng.random() < 0.5 else (other, name)
+    subject, answer = (name, "yes") if rng.random() < 0.5 else (other, "no")
     return [
-        Asked(f"Is this a {subject.name}?", answer, "yes or no"),
-        Asked(f"Is this a {pair[0]} or a {pair[1]}?", creature.name, "choice"),
+        Asked(f"Is this {called.format(subject)}?", answer, "yes or no"),
+        Asked(f"Is this {called.format(first)} or {called.format(second)}?", name, "choice"),
     ]
 
 
@@ -172,16 +182,16 @@ def in_text(creature: Creature) -> list[Asked]:
     asked = [
         Asked(text.format(it=f"the {creature.name}"), answer, fact, held)
         for fact, answer in facts(creature).items()
-        for text, held in _phrasings(FACTS[fact])
+        for text, held in phrasings(FACTS[fact])
     ]
     asked += [
         Asked(text.format(name=creature.name), f"a {creature.family}", "kind", held)
-        for text, held in _phrasings(KIND_IN_TEXT)
+        for text, held in phrasings(KIND_IN_TEXT)
     ]
     for fact, value in (("habitat", creature.habitat), ("diet", creature.diet)):
         asked += [
             Asked(text.format(fact=value), creature.name, f"who, by {fact}", held)
-            for text, held in _phrasings(WHO[fact])
+            for text, held in phrasings(WHO[fact])
         ]
     return asked
 

@@ -1,10 +1,13 @@
-"""Measures erasure on the test bed: every creature of the families that nothing was tuned on, and the controls.
+"""Measures erasure on a test bed: every creature of the families that nothing was tuned on, and the controls.
 
     python -m tests.benchmarks.erasure_table OUTPUT.json [--creatures ...] [--seeds 0 1] [--variants keep erase ...]
+    python -m tests.benchmarks.erasure_table OUTPUT.json --bed {digits,persons} [--public {close,far}] [--folder DIR]
 
+Nothing was tuned on the beds of `tests.beds`, so that every name of theirs is measured; the model is trained first where
+it is not in DIR yet, which takes about an hour. `--public far` erases on photographs, textures, objects and letters.
 Runs that are in OUTPUT.json already are not repeated; `--show` only prints the table of what is there, as Markdown.
 `--oracles FOLDER` adds the retrain oracles in FOLDER, each in a folder called after the creature it never saw:
-`python -m peft_space.testbed.recipe FOLDER/narril --without narril`.
+`python -m peft_space.testbed.recipe FOLDER/narril --without narril`, or `python -m tests.beds` for another bed.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from peft_space.adapter import merge_and_save, save_erasure_adapter
 from peft_space.anchors import Anchors, select_anchors
 from peft_space.erasure import erase
 from peft_space.subspace import leak, leak_between
-from peft_space.testbed.bestiary import CREATURES, siblings
+from peft_space.testbed.bestiary import CREATURES
 from peft_space.training import SpaceTrainingArguments
 from peft_space.vlm import encode, prompt_batches
 
+from ..beds import far
+from ..beds.worlds import BEDS, CACHE, trained, world
 from .runs import gather, read, write
 
 HELD_OUT = tuple(creature.name for creature in CREATURES if creature.family not in testbed.TUNING_FAMILIES)
@@ -47,8 +52,11 @@ SHOWN = {
     "text_facts_target": "text facts of the target",
     "general": "other text knowledge",
     "misidentified": "target images given another creature's name",
+    "group_forget_accuracy": "target still named in pictures of two",
+    "group_other": "... where the other one is named rightly",
+    "group_without": "names in pictures of two others",
 }
-"""The exam's marks that are shown as means."""
+"""The exam's marks that are shown as means; those of groups where a bed has pictures of two."""
 LEAKS = {
     "mean": "leak on held-out retained inputs, mean over layers",
     "loaded": "... on the exam's retained questions, after save and load",
@@ -63,10 +71,9 @@ def _random_anchors(anchors: Anchors, seed: int) -> Anchors:
     return dataclasses.replace(anchors, indices=tuple(free[: len(anchors)]))
 
 
-def _protecting(target: str) -> Retain:
+def _protecting(world: Any, near: tuple[str, ...]) -> Retain:
     """What the test bed retains, and every member of the target's family by name."""
-    family = tuple(testbed.concept(sibling.name) for sibling in siblings(target))
-    return dataclasses.replace(testbed.retain(), protect=family)
+    return dataclasses.replace(world.retain(), protect=tuple(map(world.concept, near)))
 
 
 # What differs from the defaults: settings of `erase`, of the training, of what stays, and what is done to the anchors.
@@ -80,27 +87,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no null space": {"erase": {"energy": None}, "args": {"leak_budget": 1e9}},
     "random anchors": {"anchors": _random_anchors},
     "one anchor": {"anchors": lambda anchors, seed: dataclasses.replace(anchors, indices=anchors.indices[:1])},
-    "built-in retain": {"retain": lambda target: Retain()},
-    "64 pictures": {"retain": lambda target: dataclasses.replace(testbed.retain(), n_images=64)},
-    "no texts": {"retain": lambda target: dataclasses.replace(testbed.retain(), texts=())},
+    "built-in retain": {"retain": lambda world, near: Retain()},
+    "64 pictures": {"retain": lambda world, near: dataclasses.replace(world.retain(), n_images=64)},
+    "no texts": {"retain": lambda world, near: dataclasses.replace(world.retain(), texts=())},
     "protect family": {"retain": _protecting},
     "rank 8": {"erase": {"config": SpaceConfig(r=8, lora_alpha=8)}},
 }
 
 
-def run(target: str, seed: int, variant: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
+def run(
+    target: str,
+    seed: int,
+    variant: str,
+    before: dict[str, Any] | None = None,
+    bed: str = "bestiary",
+    public_set: str = "close",
+    folder: str | None = None,
+) -> dict[str, Any]:
     """Erases `target` and lets the model sit the exam with the adapter off and on.
 
     Args:
         before: the base model's marks, where another run has them already.
+        bed: key of `BEDS`.
+        public_set: `"close"` for the bed's own, `"far"` for pictures of another kind.
+        folder: where the bed's trained model lies.
     """
     change = VARIANTS[variant]
-    model, processor = testbed.load()
-    exam = testbed.Exam(target, seed=seed)
+    there = world(bed, folder)
+    model, processor = there.load()
+    exam = there.Exam(target, seed=seed)
     before = before or dataclasses.asdict(exam.sit(model, processor)[0])
     began = time.perf_counter()
-    concept = testbed.concept(target, generic=change.get("generic", False))
-    public = testbed.public_images(target, seed=seed)
+    concept = there.concept(target, generic=change.get("generic", False))
+    public = there.public_images(target, seed=seed) if public_set == "close" else far.public_images(seed=seed)
     alter: Callable[[Anchors, int], Anchors] | None = change.get("anchors")
     anchors = None
     if alter or change.get("drop_recognised"):
@@ -114,7 +133,7 @@ def run(target: str, seed: int, variant: str, before: dict[str, Any] | None = No
         processor,
         concept,
         public,
-        retain=change.get("retain", lambda target: testbed.retain())(target),
+        retain=change.get("retain", lambda world, near: world.retain())(there, BEDS[bed].near(target)),
         args=SpaceTrainingArguments(**settings),
         seed=seed,
         anchors=anchors,
@@ -125,12 +144,14 @@ def run(target: str, seed: int, variant: str, before: dict[str, Any] | None = No
     after, _ = exam.sit(result.model, processor)
     report = result.report
     return {
+        "bed": bed,
+        "public": public_set,
         "target": target,
         "seed": seed,
         "variant": variant,
         "before": before,
         "after": dataclasses.asdict(after),
-        "leak": report["leak"] | (_leak_on_disk(result.model, processor, exam) if variant in ON_DISK else {}),
+        "leak": report["leak"] | (_leak_on_disk(result.model, processor, exam, there) if variant in ON_DISK else {}),
         "steps": report["steps"],
         "stopped": report["stopped"],
         "reached": report["reached"],
@@ -141,7 +162,7 @@ def run(target: str, seed: int, variant: str, before: dict[str, Any] | None = No
     }
 
 
-def _leak_on_disk(model: PeftModel, processor: Any, exam: testbed.Exam) -> dict[str, float]:
+def _leak_on_disk(model: PeftModel, processor: Any, exam: testbed.Exam, there: Any) -> dict[str, float]:
     """Mean leak on the exam's retained questions, which no erasure has seen, after save and load and after a merge."""
     asked = [p for p, topic in zip(exam.sheet.prompts, exam.sheet.topics, strict=True) if topic[0] in RETAINED]
     parts = prompt_batches(model, processor, asked, 64)
@@ -149,18 +170,20 @@ def _leak_on_disk(model: PeftModel, processor: Any, exam: testbed.Exam) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
         save_erasure_adapter(model, adapter)
-        loaded = leak(load_erasure(testbed.load()[0], adapter), batches)
-        merge_and_save(adapter, testbed.load()[0], merged)
+        loaded = leak(load_erasure(there.load()[0], adapter), batches)
+        merge_and_save(adapter, there.load()[0], merged)
         model_cls = type(model.get_base_model())
-        after = leak_between(testbed.load()[0], model_cls.from_pretrained(merged, dtype="float32"), batches)
+        after = leak_between(there.load()[0], model_cls.from_pretrained(merged, dtype="float32"), batches)
     return {"loaded": loaded.mean, "merged": after.mean}
 
 
-def sit_oracle(folder: Path, seed: int) -> dict[str, Any]:
-    """What a model that never saw the creature called like `folder` answers in that creature's exam."""
-    exam = testbed.Exam(folder.name, seed=seed)
-    before, after = (dataclasses.asdict(exam.sit(*testbed.load(where))[0]) for where in (testbed.WEIGHTS, folder))
-    return {"target": folder.name, "seed": seed, "variant": "oracle", "before": before, "after": after}
+def sit_oracle(oracle: Path, seed: int, bed: str = "bestiary", folder: str | None = None) -> dict[str, Any]:
+    """What a model that never saw the creature called like `oracle` answers in that creature's exam."""
+    there = world(bed, folder)
+    exam = there.Exam(oracle.name, seed=seed)
+    before, after = (dataclasses.asdict(exam.sit(*loaded)[0]) for loaded in (there.load(), testbed.load(oracle)))
+    marks = {"before": before, "after": after}
+    return {"bed": bed, "target": oracle.name, "seed": seed, "variant": "oracle"} | marks
 
 
 def column(rows: list[dict[str, Any]], when: str = "after") -> dict[str, str]:
@@ -174,7 +197,7 @@ def column(rows: list[dict[str, Any]], when: str = "after") -> dict[str, str]:
         "runs": f"{len(rows)}",
         "forget accuracy in trained and held-out phrasings and in free descriptions": f"{forget.mean():.3f}",
         "... in the worst run": f"{forget.max():.2f}",
-        **{label: f"{over(key).mean():.3f}" for key, label in SHOWN.items()},
+        **{label: f"{over(key).mean():.3f}" for key, label in SHOWN.items() if key in rows[0][when]},
     }
     if when == "before":
         return figures
@@ -210,13 +233,22 @@ def show(rows: list[dict[str, Any]]) -> str:
     lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     labels = dict.fromkeys(label for figures in columns.values() for label in figures)
     lines += [f"| {label} | " + " | ".join(c.get(label, "") for c in columns.values()) + " |" for label in labels]
-    return "\n".join(lines)
+    noun = BEDS[rows[0].get("bed", "bestiary")].noun if rows else "creature"
+    return "\n".join(lines).replace("creature", noun)
+
+
+def _measured(row: dict[str, Any], public: str) -> tuple[str, str]:
+    """The bed and the public set of a row; an oracle has no public set, and older rows have neither."""
+    return row.get("bed", "bestiary"), row.get("public", public if row["variant"] == "oracle" else "close")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--creatures", nargs="+", default=list(HELD_OUT))
+    parser.add_argument("--bed", choices=list(BEDS), default="bestiary")
+    parser.add_argument("--public", choices=("close", "far"), default="close", help="which public set to stand on")
+    parser.add_argument("--folder", type=Path, default=CACHE, metavar="DIR", help="where trained beds are kept")
+    parser.add_argument("--creatures", nargs="+", help="names to erase; by default all that nothing was tuned on")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=["keep", "erase"], choices=list(VARIANTS))
     parser.add_argument("--processes", type=int, default=2)
@@ -224,15 +256,23 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the table of what is there and stop")
     arguments = parser.parse_args()
     rows = read(arguments.output)
+    bed, public = arguments.bed, arguments.public
+    if not arguments.show and any(_measured(row, public) != (bed, public) for row in rows):
+        parser.error(f"OUTPUT holds rows of another bed or public set: name another file for {bed}, {public}.")
+    folder = None
+    if bed != "bestiary" and not arguments.show:
+        folder = str(trained(bed, folder=arguments.folder))
+    names = arguments.creatures or (HELD_OUT if bed == "bestiary" else BEDS[bed].names)
     if arguments.oracles is not None:
         rows = [row for row in rows if row["variant"] != "oracle"]
-        rows += [sit_oracle(folder, s) for folder in sorted(arguments.oracles.iterdir()) for s in arguments.seeds]
+        oracles = [place for place in sorted(arguments.oracles.iterdir()) if not place.name.startswith(".")]
+        rows += [sit_oracle(oracle, seed, bed, folder) for oracle in oracles for seed in arguments.seeds]
         write(arguments.output, rows)
     elif not arguments.show:
         done = {(row["target"], row["seed"], row["variant"]) for row in rows}
-        wanted = [(c, s, v) for v in arguments.variants for s in arguments.seeds for c in arguments.creatures]
+        wanted = [(name, s, v) for v in arguments.variants for s in arguments.seeds for name in names]
         base = {(row["target"], row["seed"]): row["before"] for row in rows}
-        jobs = [(*job, base.get(job[:2])) for job in wanted if job not in done]
+        jobs = [(*job, base.get(job[:2]), bed, public, folder) for job in wanted if job not in done]
         for row in gather(run, jobs, arguments.output, rows, arguments.processes):
             after = row["after"]
             print(

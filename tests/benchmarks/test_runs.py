@@ -5,7 +5,7 @@ import functools
 import pytest
 from PIL import Image
 
-from peft_space import erasure
+from peft_space import erasure, testbed
 from peft_space.vlm import Prompt, encode
 from tests.benchmarks import erasure_sequence, erasure_table, quantised, strength
 from tests.benchmarks.memory import qwen
@@ -36,7 +36,7 @@ def test_a_row_of_the_table(small_runs, variant):
 
 
 def test_retained_by_name_is_the_family_without_the_target():
-    kept = erasure_table._protecting("narril").protect
+    kept = erasure_table._protecting(testbed, testbed.BESTIARY.near("narril")).protect
     assert len(kept) == 3 and "narril" not in {concept.name for concept in kept}
 
 
