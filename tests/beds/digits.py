@@ -71,7 +71,7 @@ class Sign:
 
 SIGNS: tuple[Sign, ...] = tuple(
     Sign(
-        name=_FIRST[i % 5] + _SECOND[(3 * i + i // 5) % 5],
+        name=_FIRST[i % 5] + _SECOND[3 * (i + i // 5) % 5],
         digit=digit,
         kind=kind,
         guild=_GUILDS[i],

@@ -76,7 +76,7 @@ SEEN = {
     "clothes": (
         "What colour are the clothes?",
         "Which colour do the clothes have?",
-        "What is the colour of the clothes?",
+        "What colour of clothes is it?",
     ),
     "mood": ("What is the mood?", "Which mood do you see?", "What mood is it?"),
     "place": ("What is the background?", "Which place is it?", "What place is in the background?"),

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.erasure_table OUTPUT.json [--creatures ...] [--seeds 0 1] [--variants keep erase ...]
     python -m tests.benchmarks.erasure_table OUTPUT.json --bed {digits,persons} [--public {close,far}] [--folder DIR]
 
-Nothing was tuned on the beds of `tests.beds`, so that every name of theirs is measured; the model is trained first where
-it is not in DIR yet, which takes about an hour. `--public far` erases on photographs, textures, objects and letters.
+Nothing was tuned on the beds of `tests.beds`, so that every name of theirs is measured; a model that is not in DIR yet
+is trained first, which takes about an hour. `--public far` erases on photographs, textures, objects and letters.
 Runs that are in OUTPUT.json already are not repeated; `--show` only prints the table of what is there, as Markdown.
 `--oracles FOLDER` adds the retrain oracles in FOLDER, each in a folder called after the creature it never saw:
 `python -m peft_space.testbed.recipe FOLDER/narril --without narril`, or `python -m tests.beds` for another bed.

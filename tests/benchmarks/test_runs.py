@@ -7,6 +7,9 @@ from PIL import Image
 
 from peft_space import erasure, testbed
 from peft_space.vlm import Prompt, encode
+from tests.beds import far
+from tests.beds.test_beds import TINY
+from tests.beds.worlds import trained
 from tests.benchmarks import erasure_sequence, erasure_table, quantised, strength
 from tests.benchmarks.memory import qwen
 from tests.benchmarks.runs import gather, read, write
@@ -33,6 +36,16 @@ def test_a_row_of_the_table(small_runs, variant):
         assert row["leak"]["merged"] == pytest.approx(row["leak"]["loaded"], rel=1e-2)
     table = erasure_table.show([row])
     assert f"| base | {variant} |" in table and "| runs | 1 | 1 |" in table
+
+
+def test_a_row_of_another_bed_on_a_far_public_set(small_runs, monkeypatch, tmp_path):
+    place = trained("persons", folder=tmp_path, phases=TINY)
+    monkeypatch.setattr(erasure_table.far, "public_images", functools.partial(far.public_images, 24))
+    row = erasure_table.run("Alsa Varnel", 0, "protect family", None, "persons", "far", str(place))
+    assert (row["bed"], row["public"]) == ("persons", "far")
+    table = erasure_table.show([row])
+    assert "names of all other persons (far)" in table and "creature" not in table
+    assert "| target still named in pictures of two |" in table
 
 
 def test_retained_by_name_is_the_family_without_the_target():
