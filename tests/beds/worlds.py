@@ -13,6 +13,7 @@ from typing import Any
 
 from peft_space import Concept, PublicImages, Retain, testbed
 from peft_space.testbed import Bed, architecture, recipe
+from peft_space.testbed.world import load
 from peft_space.unfinished import unfinished
 
 from . import digits, persons
@@ -36,7 +37,7 @@ class World:
     folder: str
 
     def load(self) -> Any:
-        return testbed.load(self.folder)
+        return load(self.folder)
 
     def concept(self, name: str, *, generic: bool = False) -> Concept:
         return self.bed.concept(name, generic=generic)
