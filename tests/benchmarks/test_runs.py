@@ -48,6 +48,16 @@ def test_a_row_of_another_bed_on_a_far_public_set(small_runs, monkeypatch, tmp_p
     assert "| target still named in pictures of two |" in table
 
 
+def test_rows_of_two_beds_do_not_go_into_one_file(monkeypatch, tmp_path, capsys):
+    output = tmp_path / "rows.json"
+    write(output, [{"target": "narril", "seed": 0, "variant": "keep"}])
+    for options in (["--bed", "digits"], ["--public", "far"]):
+        monkeypatch.setattr("sys.argv", ["erasure_table", str(output), *options])
+        with pytest.raises(SystemExit):
+            erasure_table.main()
+        assert "OUTPUT holds rows of another bed or public set" in capsys.readouterr().err
+
+
 def test_retained_by_name_is_the_family_without_the_target():
     kept = erasure_table._protecting(testbed, testbed.BESTIARY.near("narril")).protect
     assert len(kept) == 3 and "narril" not in {concept.name for concept in kept}
