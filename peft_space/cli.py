@@ -235,6 +235,14 @@ def erase(
     generic_question: Annotated[
         str | None, typer.Option(help="A question whose answers, more general, replace the name.")
     ] = None,
+    yes_no_question: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--yes-no-question",
+            "--yes-no-questions",
+            help="How it is asked whether a picture shows it; holds {name}; repeatable.",
+        ),
+    ] = None,
     protect: Annotated[
         list[str] | None, typer.Option(help="A name that comes close and must stay; repeatable.")
     ] = None,
@@ -280,7 +288,11 @@ def erase(
             _quiet_libraries()
             features = _hold(held, output) / "features"
             asked = _given(
-                questions=question, text_questions=text_question, referent=referent, generic_question=generic_question
+                questions=question,
+                text_questions=text_question,
+                referent=referent,
+                generic_question=generic_question,
+                yes_no_questions=yes_no_question,
             )
             wanted = Concept(concept, tuple(alias or ()), **asked)
             chosen = _given(max_steps=max_steps, learning_rate=learning_rate)

@@ -25,6 +25,7 @@ from .anchors import (
     Anchors,
     Knowledge,
     Lesson,
+    YesNo,
     anchor_lessons,
     elicit,
     in_memory,
@@ -33,6 +34,7 @@ from .anchors import (
     other_names,
     select_anchors,
     varied,
+    yes_no_questions,
 )
 from .concepts import Concept, Retain, load_public_images
 from .concepts.images import content_key
@@ -262,6 +264,7 @@ def erase(
                     study.anchors,
                     study.knowledge,
                     shared,
+                    study.yes_no,
                     text_knowledge=text_knowledge,
                     batch_size=batch_size,
                     seed=seed,
@@ -371,6 +374,7 @@ class _Study:
 
     anchors: Anchors
     knowledge: Knowledge
+    yes_no: Sequence[YesNo]
     gauges: Sequence[Gauge]
     lessons: Sequence[Lesson]
 
@@ -407,8 +411,17 @@ def _study(
     naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
+    yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
     gauges = build_gauges(
-        model, processor, anchors, knowledge, naming, retain.questions, text_knowledge, batch_size=batch_size
+        model,
+        processor,
+        anchors,
+        knowledge,
+        naming,
+        retain.questions,
+        text_knowledge,
+        yes_no=yes_no,
+        batch_size=batch_size,
     )
     lessons = anchor_lessons(
         model,
@@ -417,11 +430,12 @@ def _study(
         knowledge,
         retain.questions,
         naming,
+        yes_no,
         text_knowledge=text_knowledge,
         batch_size=batch_size,
         seed=seed,
     )
-    return _Study(anchors, knowledge, gauges, lessons)
+    return _Study(anchors, knowledge, yes_no, gauges, lessons)
 
 
 def _with_adapter(model: nn.Module, config: SpaceConfig, adapter_name: str) -> PeftModel:

@@ -3,7 +3,9 @@
 from .answers import suppressed_answers
 from .index import FeatureIndex, index_images
 from .knowledge import Knowledge, elicit, other_names
-from .lessons import Lesson, anchor_lessons, naming_questions, varied
+from .leading import YesNo, leading_lessons, yes_no_questions
+from .lesson import Lesson
+from .lessons import anchor_lessons, naming_questions, varied
 from .scores import concept_embedding, name_likelihood, projector_cosine
 from .selection import Anchors, in_memory, select_anchors
 
@@ -12,11 +14,13 @@ __all__ = [
     "FeatureIndex",
     "Knowledge",
     "Lesson",
+    "YesNo",
     "anchor_lessons",
     "concept_embedding",
     "elicit",
     "in_memory",
     "index_images",
+    "leading_lessons",
     "name_likelihood",
     "naming_questions",
     "other_names",
@@ -24,4 +28,5 @@ __all__ = [
     "select_anchors",
     "suppressed_answers",
     "varied",
+    "yes_no_questions",
 ]

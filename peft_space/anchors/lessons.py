@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,39 +16,12 @@ from ..concepts.concept import find_any
 from ..vlm import Prompt, generate, log_likelihoods
 from .answers import suppressed_answers
 from .knowledge import Knowledge
+from .leading import YesNo, leading_lessons
+from .lesson import About, Lesson, StandIn
 from .selection import Anchors
 
 SLOT = "\0"
 """Stands in an answer for the name that is to be put there."""
-About = Literal["name", "fact", "other"]
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One question with the answer to be memorised.
-
-    Attributes:
-        about: `"name"` asks for the name, `"fact"` for what the model knows of the concept, `"other"` for the rest.
-    """
-
-    prompt: Prompt
-    answer: str
-    about: About
-
-
-@dataclass(frozen=True)
-class StandIn:
-    """What an anchor is told as.
-
-    Attributes:
-        name: the answer to the question for its name.
-        facts: what the model says of that name, for each of the concept's `text_questions`; empty where it is no name.
-        renamed: whether the model calls the anchor by the concept's name.
-    """
-
-    name: str
-    facts: tuple[str, ...] = ()
-    renamed: bool = True
 
 
 def anchor_lessons(
@@ -58,6 +31,7 @@ def anchor_lessons(
     knowledge: Knowledge,
     questions: Sequence[str],
     naming: Sequence[str] = (),
+    yes_no: Sequence[YesNo] = (),
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
     n_names: int = 3,
@@ -70,7 +44,8 @@ def anchor_lessons(
 
     Each anchor is told as one and the same other thing throughout, its stand-in: asked for the name, the answer is the
     stand-in's name; asked for a fact, what the model says of that name; asked for something whose answer holds the
-    concept's name, that answer with the stand-in's. What no stand-in answers (other questions, facts where the
+    concept's name, that answer with the stand-in's. Beside these are the leading questions of `leading_lessons`. What
+    no stand-in answers (other questions, facts where the
     concept asks for general answers, questions in text) is answered by the model's own next choice. Where few anchors
     are called by the name, the lessons about name and facts on these are repeated until they weigh as much as those
     on all others.
@@ -80,6 +55,7 @@ def anchor_lessons(
         questions: other questions about a picture; `n_others` of them are drawn for each anchor.
         naming: those that make the model say the name though they do not ask for it, as of `naming_questions`; asked
             of every anchor.
+        yes_no: as of `yes_no_questions`.
         text_knowledge: "erase" adds the text questions about the name, each a quarter as often as there are anchors.
         n_names: naming questions for each anchor.
         n_facts: how often each fact is a lesson, for each anchor.
@@ -121,6 +97,9 @@ def anchor_lessons(
             left.append((Prompt(questions[index], image), concept.names, "other", 1))
     for place, prompt, text in unasked:
         lessons += [Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name")] * repeats[place]
+    lessons += leading_lessons(
+        model, processor, anchors, knowledge, fitting, repeats, yes_no, batch_size=batch_size, seed=seed
+    )
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
             left.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))
@@ -135,7 +114,7 @@ def anchor_lessons(
 
 
 def varied(lessons: Sequence[Lesson], seed: int = 0) -> list[Lesson]:
-    """The lessons, those that ask for the name or a fact with a slightly different view of their picture each.
+    """The lessons, those about the name or a fact with a slightly different view of their picture each.
 
     A strong anchor is rare and bears a dozen lessons: on one and the same view its pixels would be learned by heart.
     """

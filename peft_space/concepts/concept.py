@@ -15,6 +15,10 @@ DEFAULT_TEXT_QUESTIONS = (
     "What is {name} best known for?",
     "Tell me one fact about {name}.",
 )
+DEFAULT_YES_NO_QUESTIONS = (
+    "Is the subject of this image {name}? Answer yes or no.",
+    "Would you say that this is {name}? Answer yes or no.",
+)
 
 # "the {name}" as a whole gives way to "this animal"
 _NAME = re.compile(r"(\b(the|a|an)\s+)?\{name\}", flags=re.IGNORECASE)
@@ -41,6 +45,8 @@ class Concept:
             this?"). Where it is given, anchors that are called by the concept's name are relabelled with that answer,
             so that images of the concept are given a general word rather than a similar concept's name; what is called
             by another name keeps it. `None`: the likeliest other name.
+        yes_no_questions: how the model is asked whether an image shows the concept; each holds `{name}`. Those that it
+            does not answer one way for the concept and another way for the rest are left alone.
 
     Raises:
         ValueError: the name is empty, a question is malformed, or a text is none that UTF-8 can write.
@@ -52,16 +58,25 @@ class Concept:
     text_questions: tuple[str, ...] = DEFAULT_TEXT_QUESTIONS
     referent: str = "the subject of this image"
     generic_question: str | None = None
+    yes_no_questions: tuple[str, ...] = DEFAULT_YES_NO_QUESTIONS
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError(f"`concept` must be a non-empty name; got {self.name!r}. Give the text to erase.")
-        for field in ("aliases", "questions", "text_questions"):
+        for field in ("aliases", "questions", "text_questions", "yes_no_questions"):
             value = getattr(self, field)
             if isinstance(value, str) or not all(isinstance(text, str) and text.strip() for text in value):
                 raise ValueError(f"`{field}` must be a list of non-empty strings; got {value!r}.")
             object.__setattr__(self, field, tuple(value))
-        for field in ("name", "aliases", "questions", "text_questions", "referent", "generic_question"):
+        for field in (
+            "name",
+            "aliases",
+            "questions",
+            "text_questions",
+            "referent",
+            "generic_question",
+            "yes_no_questions",
+        ):
             value, called = getattr(self, field), "concept" if field == "name" else field
             for text in [value] if isinstance(value, str) else value or ():
                 if _HALF_PAIR.search(text):
@@ -71,9 +86,10 @@ class Concept:
                     )
         if not self.questions:
             raise ValueError("`questions` must hold at least one way to ask for the name beside an image; got none.")
-        for question in self.text_questions:
-            if "{name}" not in question:
-                raise ValueError(f"`text_questions` must each hold '{{name}}'; got {question!r}.")
+        for field in ("text_questions", "yes_no_questions"):
+            for question in getattr(self, field):
+                if "{name}" not in question:
+                    raise ValueError(f"`{field}` must each hold '{{name}}'; got {question!r}.")
 
     @classmethod
     def of(cls, concept: str | Concept) -> Concept:

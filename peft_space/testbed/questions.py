@@ -37,6 +37,8 @@ FACTS = {
 }
 """Questions whose answer cannot be seen. `{it}` is "the NAME" in text, and "this creature" beside a picture."""
 REFERENT = "this creature"
+YES_NO = ("Is this one a {name}?", "Is this the {name}?")
+"""In no training prompt; the model takes them for "Is this a NAME?", which is."""
 OBJECT = ("What object is this?", "Which object is shown?", "What object do you see?")
 KIND_IN_TEXT = (
     "What kind of creature is the {name}?",

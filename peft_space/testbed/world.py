@@ -65,6 +65,7 @@ def concept(name: str, *, generic: bool = False) -> Concept:
         ),
         # the text questions say "the NAME", and their twins beside a picture "this creature"
         referent=questions.REFERENT,
+        yes_no_questions=questions.YES_NO,
         generic_question=questions.SEEN["family"][0] if generic else None,
     )
 

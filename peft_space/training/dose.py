@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..anchors import Anchors, Knowledge
+from ..anchors.leading import YesNo
 from ..anchors.lessons import SLOT, with_slot
 from ..vlm import Prompt, generate, log_likelihood, log_likelihoods
 
@@ -78,12 +80,14 @@ def build_gauges(
     questions: Sequence[str] = (),
     text_knowledge: Literal["keep", "erase"] = "keep",
     *,
+    yes_no: Sequence[YesNo] = (),
     batch_size: int = 64,
 ) -> list[Gauge]:
     """The gauges of one erasure, read on the base model.
 
     The name and, through the picture, each elicited fact, on the monitor images, against the median over unrelated
-    names; with `text_knowledge="erase"` also the facts asked in text. The questions of `naming` are read on the
+    names; with `text_knowledge="erase"` also the facts asked in text; the "yes" to the questions of `yes_no`, against
+    the "yes" where they ask about other names. The questions of `naming` are read on the
     model's own answers, the concept's name put in the place of whatever name they hold. One more gauge holds what
     should stay: what the model is sure of among its own answers to a few of `questions` about each of the same images.
 
@@ -91,6 +95,7 @@ def build_gauges(
         model: before any erasure (or with its adapters off).
         naming: questions that make the model say the name though they do not ask for it.
         questions: other questions about a picture.
+        yes_no: as of `yes_no_questions`.
         batch_size: prompts at a time.
     """
     concept = anchors.concept
@@ -115,6 +120,32 @@ def build_gauges(
         if kept:
             _, prompts, frames = map(list, zip(*kept, strict=True))
             gauges.append(gauge("name, not asked for", prompts, frames, concept.name, others))
+    if yes_no and others:
+        pairs_asked = [(image, one) for image in images for one in yes_no]
+        levels = {
+            name: log_odds(
+                log_likelihood(
+                    model,
+                    processor,
+                    [Prompt(one.about(name), image) for image, one in pairs_asked],
+                    [one.yes for _, one in pairs_asked],
+                    per_token=False,
+                    batch_size=batch_size,
+                )
+            )
+            for name in (concept.name, *others)
+        }
+        own = levels.pop(concept.name)
+        gauges.append(
+            Gauge(
+                "yes or no",
+                tuple(Prompt(one.about(concept.name), image) for image, one in pairs_asked),
+                tuple(one.yes for _, one in pairs_asked),
+                _likeliest(own),
+                float(torch.stack([row.mean() for row in levels.values()]).median()),
+                float(own.max()),
+            )
+        )
     for place, telling in enumerate(knowledge.telling):
         if not telling:
             # nothing is said of the concept that is not said of everything: there is nothing to fall

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..anchors import Anchors, Knowledge
-from ..anchors.lessons import Lesson
+from ..anchors.leading import YesNo
+from ..anchors.lesson import Lesson
 from ..concepts import Concept, Retain, load_public_images
 from ..processes import share
 from ..vlm import Prompt, encode, generate, prompt_batches
@@ -114,6 +115,7 @@ def gather_retained(
     anchors: Anchors,
     knowledge: Knowledge,
     retain: Retain,
+    yes_no: Sequence[YesNo] = (),
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
     batch_size: int = 64,
@@ -122,19 +124,22 @@ def gather_retained(
     """Puts together what must stay and asks the model for its answers.
 
     Pictures: `retain.images`, or public images away from the anchors, drawn evenly over what the model calls them;
-    each with some of the naming questions, the questions for facts and `retain.questions`. Text: `retain.texts`,
+    each with some of the naming questions, the questions for facts and `retain.questions`, and with one of `yes_no`,
+    about the concept or about what the model calls it. Text: `retain.texts`,
     everything asked about other names and, with `text_knowledge="keep"`, about the concept itself.
 
     Args:
         model: before any erasure.
+        yes_no: as of `yes_no_questions`.
         seed: draws the pictures and their questions.
     """
     concept = anchors.concept
     images: Sequence[Image.Image]
     if retain.images is None:
-        images = _evenly_named(model, processor, anchors, retain.n_images, batch_size=batch_size, seed=seed)
+        images, called = _evenly_named(model, processor, anchors, retain.n_images, batch_size=batch_size, seed=seed)
     else:
         images = load_public_images(retain.images, limit=retain.n_images).images
+        called = _called(model, processor, concept, images, batch_size) if yes_no else []
     rng = np.random.default_rng([seed, 2])
     pool = [*concept.questions, *concept.asked_through_image, *retain.questions]
     prompts = [
@@ -142,6 +147,10 @@ def gather_retained(
         for image in images
         for index in rng.permutation(len(pool))[: retain.questions_per_image]
     ]
+    if yes_no:
+        for place, (image, name) in enumerate(zip(images, called, strict=True)):
+            own = name in knowledge.others and place // len(yes_no) % 2 == 0
+            prompts.append(Prompt(yes_no[place % len(yes_no)].about(name if own else concept.name), image))
     prompts += [Prompt(text) for text in retain.texts]
     answers = generate(model, processor, prompts, batch_size=batch_size)
     for name, told in zip(knowledge.others, zip(*knowledge.others_answers, strict=True), strict=False):
@@ -176,8 +185,8 @@ def gather_about(
 
 def _evenly_named(
     model: nn.Module, processor: Any, anchors: Anchors, n_images: int, *, batch_size: int, seed: int
-) -> list[Image.Image]:
-    """Public images away from the anchors, as many of each name that the model gives as can be.
+) -> tuple[list[Image.Image], list[str]]:
+    """Public images away from the anchors, as many of each name that the model gives as can be; and these names.
 
     Drawn blindly, a name that the model gives to one image in three hundred is retained by chance or not at all. Four
     times as many as are wanted are drawn, and each answer to the first naming question gives one image in turn; those
@@ -185,12 +194,19 @@ def _evenly_named(
     """
     concept = anchors.concept
     drawn = anchors.public.take(anchors.unrelated(4 * n_images, seed)).images
-    answers = generate(
-        model, processor, [Prompt(concept.questions[0], image) for image in drawn], batch_size=batch_size
-    )
+    answers = _called(model, processor, concept, drawn, batch_size)
     named: dict[str, list[Image.Image]] = {}
     for image, answer in zip(drawn, answers, strict=True):
         if not concept.mentioned_in(answer):
             named.setdefault(answer, []).append(image)
-    in_turn = (image for turn in zip_longest(*named.values()) for image in turn if image is not None)
-    return list(islice(in_turn, n_images))
+    by_name = ([(image, name) for image in images] for name, images in named.items())
+    in_turn = islice((one for turn in zip_longest(*by_name) for one in turn if one is not None), n_images)
+    chosen = list(in_turn)
+    return [image for image, _ in chosen], [name for _, name in chosen]
+
+
+def _called(
+    model: nn.Module, processor: Any, concept: Concept, images: Sequence[Image.Image], batch_size: int
+) -> list[str]:
+    """What the model calls each of `images`."""
+    return generate(model, processor, [Prompt(concept.questions[0], image) for image in images], batch_size=batch_size)

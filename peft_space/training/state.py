@@ -105,7 +105,7 @@ def training_key(model: nn.Module, args: TrainingArguments, lessons: Sequence[Le
     about = [base_fingerprint(model), ranks, settings, *more]
     told.update(json.dumps(about, sort_keys=True, default=str).encode())
     for lesson in lessons:
-        told.update(json.dumps([lesson.prompt.question, lesson.answer, lesson.about]).encode())
+        told.update(json.dumps([lesson.prompt.question, lesson.answer, lesson.about, lesson.begun]).encode())
         if lesson.prompt.image is not None:
             told.update(content_key(lesson.prompt.image).encode())
     return told.hexdigest()

@@ -225,6 +225,7 @@ def concept(name: str, *, generic: bool = False) -> Concept:
             if not held
         ),
         referent=REFERENT,
+        yes_no_questions=questions.YES_NO,
         generic_question=SEEN["kind"][0] if generic else None,
     )
 

@@ -322,6 +322,7 @@ def concept(name: str, *, generic: bool = False) -> Concept:
             text.replace("{it}", "{name}") for among in FACTS.values() for text, held in phrasings(among) if not held
         ),
         referent=REFERENT,
+        yes_no_questions=("Is this one {name}?", "Is it {name}?"),
         generic_question=SEEN["subject"][0] if generic else None,
     )
 

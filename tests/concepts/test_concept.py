@@ -21,6 +21,11 @@ def test_a_string_is_a_concept_with_the_built_in_questions():
     assert Concept.of(concept) is concept
 
 
+def test_yes_no_questions_must_leave_room_for_the_name():
+    with pytest.raises(ValueError, match=r"`yes_no_questions` must each hold '\{name\}'; got 'Is it\?'"):
+        Concept("zorvex", yes_no_questions=("Is it?",))
+
+
 def test_text_questions_must_leave_room_for_the_name():
     with pytest.raises(ValueError, match=r"`text_questions` must each hold '\{name\}'; got 'What is it\?'"):
         Concept("zorvex", text_questions=("What is it?",))
@@ -31,7 +36,7 @@ def test_a_concept_that_cannot_be_asked_for_beside_an_image_is_refused():
         Concept("zorvex", questions=())
 
 
-@pytest.mark.parametrize("field", ["aliases", "questions", "text_questions"])
+@pytest.mark.parametrize("field", ["aliases", "questions", "text_questions", "yes_no_questions"])
 @pytest.mark.parametrize("value", ["one {name}", ["{name}", " "], [None]])
 def test_lists_hold_non_empty_strings(field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be a list of non-empty strings"):

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from peft_space.anchors import YesNo
 from peft_space.training import Gauge, build_gauges, read_dose, tied_to_name
 from peft_space.training.dose import log_odds
 from peft_space.vlm import Prompt, log_likelihood
@@ -59,6 +60,22 @@ def test_a_name_that_comes_unasked_is_read_inside_the_models_own_answer(base, pr
         for text in ("a red zorvex in the sea", "a red keltus in the sea")
     )
     assert gauge.reference == pytest.approx(levels[0], abs=1e-4)
+
+
+def test_the_yes_is_read_beside_the_yes_to_other_names(base, processor, anchors, told):
+    told = dataclasses.replace(told, others=("zorvex", "keltus", "quidan"))
+    asked = YesNo("Is it a {name}?", "yes", "no")
+    gauge = next(g for g in build_gauges(base, processor, anchors, told, yes_no=[asked]) if g.about == "yes or no")
+    images = anchors.public.take(anchors.monitor).images
+    assert [prompt.question for prompt in gauge.prompts] == ["Is it a narril?"] * len(images)
+    assert set(gauge.answers) == {"yes"}
+    levels = {
+        name: odds(base, processor, [Prompt(asked.about(name), image) for image in images], ["yes"] * len(images))
+        for name in ("narril", *told.others)
+    }
+    assert gauge.sure == pytest.approx(float(levels["narril"].max()), abs=1e-4)
+    others = sorted(float(levels[name].mean()) for name in told.others)
+    assert gauge.reference == pytest.approx(others[1], abs=1e-4)
 
 
 def test_answers_without_a_name_give_no_gauge(base, processor, anchors, told):

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
 from peft_space import Concept, Retain, testbed
+from peft_space.anchors import YesNo
 from peft_space.training import retained as retained_module
 from peft_space.training.retained import Retained, gather_about, gather_retained
 from peft_space.vlm import Prompt, generate
@@ -41,6 +44,22 @@ def test_each_picture_is_asked_so_many_different_questions(retained):
         if prompt.image is not None:
             asked.setdefault(id(prompt.image), []).append(prompt.question)
     assert all(len(questions) == len(set(questions)) == 2 for questions in asked.values())
+
+
+def test_yes_or_no_stays_about_the_concept_and_about_what_is_shown(base, processor, anchors, knowledge, monkeypatch):
+    known = replace(knowledge, others=("zorvex",), others_answers=(("in the sea",),))
+    monkeypatch.setattr(
+        retained_module, "generate", lambda model, processor, prompts, **options: ["zorvex"] * len(prompts)
+    )
+    asked = [YesNo("Is it a {name}?", "yes", "no"), YesNo("Do you see a {name}?", "yes", "no")]
+    for images in (None, list(anchors.public.images[:4])):
+        retain = replace(RETAIN, n_images=4, images=images)
+        kept = gather_retained(base, processor, anchors, known, retain, asked)
+        leading = [prompt.question for prompt in kept.prompts if prompt.question.startswith(("Is it", "Do you"))]
+        assert leading == ["Is it a zorvex?", "Do you see a zorvex?", "Is it a narril?", "Do you see a narril?"]
+    assert not any(
+        "Is it" in prompt.question for prompt in gather_retained(base, processor, anchors, known, RETAIN).prompts
+    )
 
 
 def test_answers_are_the_models_own(retained, base, processor):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,26 @@ def test_pictures_and_text_are_encoded_apart(processor, lessons):
     # a name and a fact are repelled from the concept, what else is seen of a picture is not
     assert parts["image"]["named"].tolist() == [True, False] * 4 and parts["text"]["named"].tolist() == [True]
     assert set(Collator(processor)(lessons[:1])) == {"image"}
+
+
+def test_what_an_answer_begins_with_is_not_learned(processor, lessons):
+    begun = Lesson(lessons[0].prompt, "a red zorvex in the sea", "leading", begun=2)
+    labels = Collator(processor)([begun])["image"]["labels"][0]
+    whole = Collator(processor)([replace(begun, begun=0)])["image"]["labels"][0]
+    answer = whole[whole >= 0]
+    assert labels[labels >= 0].equal(answer[2:])
+    assert Collator(processor)([begun])["image"]["named"].tolist() == [False]
+
+
+def test_an_answer_that_was_begun_hides_nothing_of_a_shorter_one(make, peft_model, processor, lessons):
+    short = Lesson(lessons[0].prompt, "moss", "other")
+    long = Lesson(lessons[0].prompt, "a red zorvex in the sea", "leading", begun=4)
+    trainer = make(max_steps=1, lambda_anchor=0.0, lambda_diversity=0.0)
+    with torch.no_grad():
+        loss = trainer.compute_loss(peft_model, Collator(processor)([short, long]))
+        alone = [trainer.compute_loss(peft_model, Collator(processor)([row])) for row in (short, long)]
+    counts = [int((Collator(processor)([row])["image"]["labels"] >= 0).sum()) for row in (short, long)]
+    assert loss == pytest.approx(float(sum(a * n for a, n in zip(alone, counts, strict=True)) / sum(counts)), rel=1e-3)
 
 
 def test_directions_are_the_rows_of_the_names_tokens(base, processor):

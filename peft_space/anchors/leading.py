@@ -1,0 +1,136 @@
+"""Leading questions, which put the name into the model's mouth: asked yes or no, or with half of it said already."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from ..vlm import Prompt, answer_tokens, generate
+from .answers import suppressed_answers
+from .knowledge import Knowledge
+from .lesson import Lesson, StandIn
+from .selection import Anchors
+
+OPENINGS = ("", "a", "It is a")
+"""What an answer that is begun may hold before the name."""
+
+
+@dataclass(frozen=True)
+class YesNo:
+    """A question that the model answers one way of what it calls by the name, and another way of the rest.
+
+    Attributes:
+        question: holds `{name}`.
+        yes: the answer about pictures of what it names.
+        no: the answer about others.
+    """
+
+    question: str
+    yes: str
+    no: str
+
+    def about(self, name: str) -> str:
+        """The question, with `name` filled in."""
+        return self.question.replace("{name}", name)
+
+
+def yes_no_questions(
+    model: nn.Module, processor: Any, anchors: Anchors, *, n_images: int = 12, seed: int = 0, batch_size: int = 64
+) -> tuple[YesNo, ...]:
+    """Those of the concept's `yes_no_questions` that tell the likeliest anchors from unrelated pictures.
+
+    Both answers are the model's own: what it says of more than half of `n_images` pictures of either kind.
+
+    Args:
+        model: before any erasure.
+        seed: draws the unrelated pictures.
+    """
+    concept = anchors.concept
+    unrelated = anchors.public.take(anchors.unrelated(n_images, seed)).images
+
+    def mostly(question: str, images: Sequence[Image.Image]) -> str:
+        told = generate(model, processor, [Prompt(question, image) for image in images], batch_size=batch_size)
+        answer, count = Counter(told).most_common(1)[0] if told else ("", 0)
+        return answer if 2 * count > len(told) else ""
+
+    found = []
+    for question in concept.yes_no_questions:
+        asked = question.replace("{name}", concept.name)
+        yes, no = mostly(asked, anchors.images[:n_images]), mostly(asked, unrelated)
+        if yes and no and yes != no and not concept.mentioned_in(no):
+            found.append(YesNo(question, yes, no))
+    return tuple(found)
+
+
+def leading_lessons(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    knowledge: Knowledge,
+    fitting: Sequence[StandIn],
+    repeats: Sequence[int],
+    yes_no: Sequence[YesNo] = (),
+    *,
+    n_yes_no: int = 2,
+    n_begun: int = 1,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Lesson]:
+    """Lessons in which the name is put into the model's mouth, and left there.
+
+    Asked whether an anchor is the concept, the answer is what the model says of unrelated pictures; asked whether it
+    is its stand-in, what it says of pictures of the concept, so that "no" is not the answer to everything. And an
+    answer that begins with a part of the name goes on with the model's own next choice: the name is not completed.
+
+    Args:
+        model: before any erasure.
+        fitting: what each anchor is told as.
+        repeats: how often each anchor's lessons are repeated.
+        yes_no: as of `yes_no_questions`.
+        n_yes_no: such questions for each anchor.
+        n_begun: answers begun for each anchor. Of a name of one token nothing can be begun.
+        seed: of the draw.
+    """
+    concept = anchors.concept
+    rng = np.random.default_rng([seed, 7])
+    lessons: list[Lesson] = []
+    for image, stand_in, times in zip(anchors.images, fitting, repeats, strict=True):
+        for index in rng.permutation(len(yes_no))[:n_yes_no]:
+            asked = yes_no[index]
+            lessons += [Lesson(Prompt(asked.about(concept.name), image), asked.no, "leading")] * times
+            if stand_in.name in knowledge.others:
+                lessons += [Lesson(Prompt(asked.about(stand_in.name), image), asked.yes, "leading")] * times
+    begun: list[tuple[Prompt, list[int], int]] = []
+    for image, times in zip(anchors.images, repeats, strict=True):
+        for index in rng.permutation(len(concept.questions))[:n_begun]:
+            prompt = Prompt(concept.questions[index], image)
+            opening = OPENINGS[rng.integers(len(OPENINGS))]
+            before, whole = opened(processor, prompt, opening, concept.name)
+            if len(whole) - before > 1:
+                begun.append((prompt, whole[: before + int(rng.integers(1, len(whole) - before))], times))
+    answers = suppressed_answers(
+        model,
+        processor,
+        [prompt for prompt, _, _ in begun],
+        [concept.names] * len(begun),
+        begun=[ids for _, ids, _ in begun],
+        batch_size=batch_size,
+    )
+    for (prompt, ids, times), answer in zip(begun, answers, strict=True):
+        if answer is not None:
+            lessons += [Lesson(prompt, answer, "leading", len(ids))] * times
+    return lessons
+
+
+def opened(processor: Any, prompt: Prompt, opening: str, name: str) -> tuple[int, list[int]]:
+    """How many tokens an answer has before the name, and all of its tokens up to the name's end."""
+    whole = answer_tokens(processor, prompt, f"{opening} {name}".strip(), end=False)
+    bare = answer_tokens(processor, prompt, opening, end=False) if opening else []
+    shared = next((n for n, (a, b) in enumerate(zip(bare, whole, strict=False)) if a != b), min(len(bare), len(whole)))
+    return shared, whole

@@ -1,0 +1,96 @@
+import dataclasses
+
+import pytest
+
+from peft_space.anchors import YesNo, leading_lessons, yes_no_questions
+from peft_space.anchors import leading as leading_module
+from peft_space.anchors.leading import opened
+from peft_space.anchors.lesson import StandIn
+from peft_space.vlm import Prompt, answer_tokens
+
+ASKED = YesNo("Is it a {name}?", "yes", "no")
+
+
+@pytest.fixture
+def curious(anchors):
+    """Anchors of a concept that is asked for by three yes/no questions."""
+    questions = ("Is it a {name}?", "Do you see a {name}?", "A {name}, or not?")
+    return dataclasses.replace(anchors, concept=dataclasses.replace(anchors.concept, yes_no_questions=questions))
+
+
+@pytest.fixture
+def answering(anchors, monkeypatch):
+    """Has the model answer by whether a picture is an anchor."""
+
+    def answering(of_anchors, of_others):
+        shown = {id(image): place for place, image in enumerate(anchors.images)}
+
+        def generate(model, processor, prompts, **options):
+            return [
+                of_others(prompt.question) if (place := shown.get(id(prompt.image))) is None else of_anchors(place)
+                for prompt in prompts
+            ]
+
+        monkeypatch.setattr(leading_module, "generate", generate)
+
+    return answering
+
+
+def test_a_question_counts_where_it_tells_anchors_from_other_pictures(base, processor, curious, answering):
+    answering(lambda place: "yes", lambda question: "yes" if question.startswith("Do") else "no")
+    found = yes_no_questions(base, processor, curious)
+    assert found == (YesNo("Is it a {name}?", "yes", "no"), YesNo("A {name}, or not?", "yes", "no"))
+    assert found[0].about("cup") == "Is it a cup?"
+
+
+def test_a_question_without_a_usual_answer_does_not_count(base, processor, curious, answering):
+    answering(lambda place: "yes" if place % 2 else "maybe", lambda question: "no")
+    assert yes_no_questions(base, processor, curious) == ()
+
+
+def test_a_no_that_says_the_name_does_not_count(base, processor, curious, answering):
+    answering(lambda place: "yes", lambda question: "no Narril")
+    assert yes_no_questions(base, processor, curious) == ()
+
+
+def test_an_anchor_is_its_stand_in_and_not_the_concept(base, processor, anchors, knowledge):
+    known = dataclasses.replace(knowledge, others=("zorvex", "keltus"))
+    fitting = [StandIn("zorvex"), StandIn("a bird")] + [StandIn("keltus", renamed=False)] * (len(anchors) - 2)
+    repeats = [3] + [1] * (len(anchors) - 1)
+    rows = leading_lessons(base, processor, anchors, known, fitting, repeats, [ASKED], n_begun=0)
+    assert {row.about for row in rows} == {"leading"} and not any(row.begun for row in rows)
+    told = {
+        place: [(row.prompt.question, row.answer) for row in rows if row.prompt.image is image]
+        for place, image in enumerate(anchors.images)
+    }
+    assert told[0] == [("Is it a narril?", "no")] * 3 + [("Is it a zorvex?", "yes")] * 3
+    # "a bird" is no name
+    assert told[1] == [("Is it a narril?", "no")]
+    assert told[2] == [("Is it a narril?", "no"), ("Is it a keltus?", "yes")]
+
+
+def test_a_name_that_was_begun_is_not_completed(base, processor, anchors, knowledge, concept):
+    fitting, repeats = [StandIn("zorvex")] * len(anchors), [1] * len(anchors)
+    rows = leading_lessons(base, processor, anchors, knowledge, fitting, repeats)
+    assert 0 < len(rows) <= len(anchors)
+    first = answer_tokens(processor, rows[0].prompt, concept.name, end=False)[0]
+    for row in rows:
+        ids = answer_tokens(processor, row.prompt, row.answer, end=False)
+        assert not concept.mentioned_in(row.answer)
+        assert first in ids[: row.begun] and row.begun > 0
+    again = leading_lessons(base, processor, anchors, knowledge, fitting, repeats)
+    assert [(row.answer, row.begun) for row in again] == [(row.answer, row.begun) for row in rows]
+
+
+def test_nothing_is_begun_of_a_name_of_one_token(base, processor, anchors, knowledge):
+    short = dataclasses.replace(anchors, concept=anchors.concept.called("red"))
+    fitting, repeats = [StandIn("zorvex")] * len(anchors), [1] * len(anchors)
+    assert leading_lessons(base, processor, short, knowledge, fitting, repeats) == []
+
+
+@pytest.mark.parametrize("opening", ["", "a", "It is a"])
+def test_where_the_name_begins_in_an_answer(processor, opening):
+    prompt = Prompt("Name it.")
+    before, whole = opened(processor, prompt, opening, "narril")
+    assert processor.tokenizer.decode(whole[before:]).strip() == "narril"
+    assert processor.tokenizer.decode(whole[:before]).strip() == opening
