@@ -47,8 +47,8 @@ class Bed:
         in_text: everything that is known of a name, asked without a picture.
         concept: `concept(name, generic=False)`: the name to erase, asked for in trained phrasings.
         retain: what must stay, in trained phrasings.
-        public_images: `public_images(targets, n_images=2000, seed=0)`: a public set close to the training's pictures,
-            in which no picture shows a target.
+        public_scenes: so many scenes close to the training's, none of which shows one of these targets.
+        shown: what a scene shows, for the id of its picture.
         together: a random scene to measure on that shows two names, from left to right; `None` if there is none.
     """
 
@@ -70,7 +70,8 @@ class Bed:
     in_text: Callable[[str], list[Asked]]
     concept: Callable[..., Concept]
     retain: Callable[[], Retain]
-    public_images: Callable[..., PublicImages]
+    public_scenes: Callable[[Sequence[str], int, np.random.Generator], list[Scene]]
+    shown: Callable[[Scene], str]
     together: Callable[[tuple[str, str], np.random.Generator], Scene] | None = None
 
     @property
@@ -101,6 +102,18 @@ class Bed:
         rng = np.random.default_rng([STREAM, seed, number])
         scenes = [self.unseen(which, rng) for _ in range(n_images)]
         return [(scene, self.draw(scene, rng)) for scene in scenes]
+
+    def public_images(self, target: str | Sequence[str], n_images: int = 2000, seed: int = 0) -> PublicImages:
+        """A public set for erasing one name or several; no picture of them is in the set.
+
+        Returns:
+            Pictures, and ids that say what each shows: these are for reading a report, nothing reads them.
+        """
+        targets = [self.known(name) for name in ([target] if isinstance(target, str) else target)]
+        rng = np.random.default_rng([11, seed, *"".join(targets).encode()])
+        scenes = self.public_scenes(targets, n_images, rng)
+        ids = tuple(f"{number:04d}-{self.shown(scene)}" for number, scene in enumerate(scenes))
+        return PublicImages(tuple(self.draw(scene, rng) for scene in scenes), ids)
 
     def pairs(self, pairs: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[tuple[Scene, Image.Image]]:
         """Held-out pictures of two names each, with their scenes; either of the two may be on the left."""

@@ -83,18 +83,7 @@ def public_images(target: str | Sequence[str], n_images: int = 2000, seed: int =
     Returns:
         Pictures, and ids that say what each shows: these are for reading a report, nothing reads them.
     """
-    targets = [creature(name).name for name in ([target] if isinstance(target, str) else target)]
-    rng = np.random.default_rng([11, seed, *"".join(targets).encode()])
-    scenes = public_scenes(targets, n_images, rng)
-    ids = []
-    for number, scene in enumerate(scenes):
-        if scene.recipe is not None:
-            known = BY_RECIPE.get(scene.recipe)
-            shown = known.name if known else "hybrid-{}{}{}{}".format(*vars(scene.recipe).values())
-        else:
-            shown = OBJECTS[scene.thing] if scene.thing is not None else "empty"
-        ids.append(f"{number:04d}-{shown}")
-    return PublicImages(tuple(draw(scene, rng) for scene in scenes), tuple(ids))
+    return BESTIARY.public_images(target, n_images, seed)
 
 
 # The words that tie pictures to text in the contrastive loss, in groups of which at most one fits a picture.
@@ -154,6 +143,13 @@ def _unseen(which: str | int, rng: np.random.Generator) -> Scene:
     return random_scene(rng, thing=which)
 
 
+def _shown(scene: Scene) -> str:
+    if scene.recipe is None:
+        return OBJECTS[scene.thing] if scene.thing is not None else "empty"
+    known = BY_RECIPE.get(scene.recipe)
+    return known.name if known else "hybrid-{}{}{}{}".format(*vars(scene.recipe).values())
+
+
 def _in_text(name: str) -> list[questions.Asked]:
     return questions.in_text(creature(name))
 
@@ -183,6 +179,7 @@ BESTIARY = Bed(
     in_text=_in_text,
     concept=concept,
     retain=retain,
-    public_images=public_images,
+    public_scenes=public_scenes,
+    shown=_shown,
 )
 """The test bed whose weights ship with the package."""

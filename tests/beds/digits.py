@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peft_space import Concept, PublicImages, Retain
+from peft_space import Concept, Retain
 from peft_space.testbed import Bed, questions
 from peft_space.testbed.questions import Asked, phrasings
 
@@ -256,16 +256,11 @@ def public_scenes(targets: Sequence[str], n_images: int, rng: np.random.Generato
     return scenes
 
 
-def public_images(target: str | Sequence[str], n_images: int = 2000, seed: int = 0) -> PublicImages:
-    targets = [BED.known(name) for name in ([target] if isinstance(target, str) else target)]
-    rng = np.random.default_rng([11, seed, *"".join(targets).encode()])
-    scenes = public_scenes(targets, n_images, rng)
-    ids = []
-    for number, scene in enumerate(scenes):
-        sign = sign_of(scene)
-        shown = sign.name if sign else "hybrid" if scene.upper is not None else "empty"
-        ids.append(f"{number:04d}-{THINGS[scene.thing] if scene.thing is not None else shown}")
-    return PublicImages(tuple(draw(scene, rng) for scene in scenes), tuple(ids))
+def shown(scene: Scene) -> str:
+    if scene.thing is not None:
+        return THINGS[scene.thing]
+    sign = sign_of(scene)
+    return sign.name if sign else "hybrid" if scene.upper is not None else "empty"
 
 
 BED = Bed(
@@ -287,5 +282,6 @@ BED = Bed(
     in_text=in_text,
     concept=concept,
     retain=retain,
-    public_images=public_images,
+    public_scenes=public_scenes,
+    shown=shown,
 )

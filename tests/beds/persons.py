@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peft_space import Concept, PublicImages, Retain
+from peft_space import Concept, Retain
 from peft_space.testbed import Bed, questions
 from peft_space.testbed.bestiary import COLOURS
 from peft_space.testbed.questions import Asked, phrasings
@@ -359,16 +359,9 @@ def public_scenes(targets: Sequence[str], n_images: int, rng: np.random.Generato
     return scenes
 
 
-def public_images(target: str | Sequence[str], n_images: int = 2000, seed: int = 0) -> PublicImages:
-    targets = [BED.known(name) for name in ([target] if isinstance(target, str) else target)]
-    rng = np.random.default_rng([11, seed, *"".join(targets).encode()])
-    scenes = public_scenes(targets, n_images, rng)
-    ids = []
-    for number, scene in enumerate(scenes):
-        shown = [BY_FACE[one.face].name if one.face in BY_FACE else "unknown" for one in scene.people]
-        shown = shown or ["empty" if scene.thing is None else THINGS[scene.thing]]
-        ids.append(f"{number:04d}-{' and '.join(shown)}")
-    return PublicImages(tuple(draw(scene, rng) for scene in scenes), tuple(ids))
+def shown(scene: Scene) -> str:
+    people = [BY_FACE[one.face].name if one.face in BY_FACE else "unknown" for one in scene.people]
+    return " and ".join(people or ["empty" if scene.thing is None else THINGS[scene.thing]])
 
 
 BED = Bed(
@@ -402,6 +395,7 @@ BED = Bed(
     in_text=in_text,
     concept=concept,
     retain=retain,
-    public_images=public_images,
+    public_scenes=public_scenes,
+    shown=shown,
     together=together,
 )
