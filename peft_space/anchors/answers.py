@@ -16,26 +16,6 @@ from ..vlm import Prompt, base_of, encode, evaluating, prompt_batches, speaker, 
 _ROUNDS = 12
 
 
-class Forced(LogitsProcessor):
-    """Leaves nothing to choose at the first steps of each row.
-
-    Args:
-        prompt_length: tokens before the answers.
-        begun: for each row the tokens that its answer begins with.
-    """
-
-    def __init__(self, prompt_length: int, begun: Sequence[Sequence[int]]) -> None:
-        self.prompt_length, self.begun = prompt_length, begun
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = input_ids.shape[1] - self.prompt_length
-        for row, tokens in enumerate(self.begun):
-            if step < len(tokens):
-                chosen = torch.arange(scores.shape[1], device=scores.device) == tokens[step]
-                scores[row] = torch.where(chosen, 0.0, -torch.inf)
-        return scores
-
-
 class _Bans(LogitsProcessor):
     """Bans given tokens at given steps of given rows."""
 
@@ -56,7 +36,6 @@ def suppressed_answers(
     prompts: Sequence[Prompt],
     banned: Sequence[tuple[str, ...]],
     *,
-    begun: Sequence[Sequence[int]] | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 64,
 ) -> list[str | None]:
@@ -67,14 +46,12 @@ def suppressed_answers(
 
     Args:
         banned: for each prompt the phrases that its answer may not hold.
-        begun: for each prompt the tokens that its answer begins with; these stand, whatever they begin.
 
     Returns:
         One answer per prompt; `None` where every way on led back to a banned phrase.
     """
     answers: dict[int, str] = {}
     tokenizer = processor.tokenizer
-    given = [list(ids) for ids in begun] if begun is not None else [[] for _ in prompts]
     with evaluating(model):
         for indices in share(prompt_batches(model, processor, prompts, batch_size, "anchors' answers")):
             bans: dict[int, dict[int, set[int]]] = {i: {} for i in indices}
@@ -86,9 +63,7 @@ def suppressed_answers(
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     pad_token_id=tokenizer.pad_token_id,
-                    logits_processor=LogitsProcessorList(
-                        [_Bans(length, [bans[i] for i in indices]), Forced(length, [given[i] for i in indices])]
-                    ),
+                    logits_processor=LogitsProcessorList([_Bans(length, [bans[i] for i in indices])]),
                 )
                 again = []
                 for index, ids in zip(indices, out[:, length:].tolist(), strict=True):
@@ -103,7 +78,6 @@ def suppressed_answers(
                         for n in range(len(ids))
                         if len(tokenizer.decode(ids[: n + 1], skip_special_tokens=True)) > start
                     )
-                    step = max(step, len(given[index]))
                     bans[index].setdefault(step, set()).add(ids[step])
                     again.append(index)
                 indices = again

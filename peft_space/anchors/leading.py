@@ -12,7 +12,6 @@ from PIL import Image
 from torch import nn
 
 from ..vlm import Prompt, answer_tokens, generate
-from .answers import suppressed_answers
 from .knowledge import Knowledge
 from .lesson import Lesson, StandIn
 from .selection import Anchors
@@ -69,7 +68,6 @@ def yes_no_questions(
 
 
 def leading_lessons(
-    model: nn.Module,
     processor: Any,
     anchors: Anchors,
     knowledge: Knowledge,
@@ -79,17 +77,17 @@ def leading_lessons(
     *,
     n_yes_no: int = 2,
     n_begun: int = 1,
-    batch_size: int = 64,
     seed: int = 0,
 ) -> list[Lesson]:
     """Lessons in which the name is put into the model's mouth, and left there.
 
     Asked whether an anchor is the concept, the answer is what the model says of unrelated pictures; asked whether it
     is its stand-in, what it says of pictures of the concept, so that "no" is not the answer to everything. And an
-    answer that begins with a part of the name goes on with the model's own next choice: the name is not completed.
+    answer that begins with a part of the name becomes another name that begins so, the most frequent one; where the
+    model gives none, it breaks off there. (The model's own next choice may be no name at all, and is then what is said
+    of others whose names begin alike.)
 
     Args:
-        model: before any erasure.
         fitting: what each anchor is told as.
         repeats: how often each anchor's lessons are repeated.
         yes_no: as of `yes_no_questions`.
@@ -106,26 +104,25 @@ def leading_lessons(
             lessons += [Lesson(Prompt(asked.about(concept.name), image), asked.no, "leading")] * times
             if stand_in.name in knowledge.others:
                 lessons += [Lesson(Prompt(asked.about(stand_in.name), image), asked.yes, "leading")] * times
-    begun: list[tuple[Prompt, list[int], int]] = []
     for image, times in zip(anchors.images, repeats, strict=True):
         for index in rng.permutation(len(concept.questions))[:n_begun]:
             prompt = Prompt(concept.questions[index], image)
             opening = OPENINGS[rng.integers(len(OPENINGS))]
             before, whole = opened(processor, prompt, opening, concept.name)
             if len(whole) - before > 1:
-                begun.append((prompt, whole[: before + int(rng.integers(1, len(whole) - before))], times))
-    answers = suppressed_answers(
-        model,
-        processor,
-        [prompt for prompt, _, _ in begun],
-        [concept.names] * len(begun),
-        begun=[ids for _, ids, _ in begun],
-        batch_size=batch_size,
-    )
-    for (prompt, ids, times), answer in zip(begun, answers, strict=True):
-        if answer is not None:
-            lessons += [Lesson(prompt, answer, "leading", len(ids))] * times
+                ids = whole[: before + int(rng.integers(1, len(whole) - before))]
+                alike = (name for name in knowledge.others if _begins(processor, prompt, f"{opening} {name}", ids))
+                other = next(alike, None)
+                broken_off = processor.tokenizer.decode(ids, skip_special_tokens=True)
+                answer = (broken_off if other is None else f"{opening} {other}").strip()
+                if _begins(processor, prompt, answer, ids):
+                    lessons += [Lesson(prompt, answer, "leading", len(ids))] * times
     return lessons
+
+
+def _begins(processor: Any, prompt: Prompt, answer: str, ids: list[int]) -> bool:
+    """Whether an answer begins with these tokens."""
+    return answer_tokens(processor, prompt, answer.strip(), end=False)[: len(ids)] == ids
 
 
 def opened(processor: Any, prompt: Prompt, opening: str, name: str) -> tuple[int, list[int]]:

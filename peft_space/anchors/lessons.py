@@ -97,9 +97,7 @@ def anchor_lessons(
             left.append((Prompt(questions[index], image), concept.names, "other", 1))
     for place, prompt, text in unasked:
         lessons += [Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name")] * repeats[place]
-    lessons += leading_lessons(
-        model, processor, anchors, knowledge, fitting, repeats, yes_no, batch_size=batch_size, seed=seed
-    )
+    lessons += leading_lessons(processor, anchors, knowledge, fitting, repeats, yes_no, seed=seed)
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
             left.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))

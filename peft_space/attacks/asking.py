@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
-from transformers import LogitsProcessorList
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..anchors.answers import Forced
 from ..anchors.leading import opened
 from ..evaluation.metrics import says
 from ..vlm import Prompt, base_of, encode, evaluating, generate, prompt_batches, speaker, to_device
@@ -127,7 +127,7 @@ def _forced(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=processor.tokenizer.pad_token_id,
-                logits_processor=LogitsProcessorList([Forced(length, [begun[i] for i in indices])]),
+                logits_processor=LogitsProcessorList([_Forced(length, [begun[i] for i in indices])]),
             )
             told = processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
             for index, text in zip(indices, told, strict=True):
@@ -142,3 +142,19 @@ def beginning(processor: Any, asked: Asked) -> list[int]:
     """
     shared, whole = opened(processor, asked.prompt, asked.begun, asked.name)
     return whole[: shared + (len(whole) - shared) // 2]
+
+
+class _Forced(LogitsProcessor):
+    """Leaves nothing to choose at the first steps of each row."""
+
+    def __init__(self, prompt_length: int, begun: Sequence[Sequence[int]]) -> None:
+        self.prompt_length, self.begun = prompt_length, begun
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt_length
+        for row, tokens in enumerate(self.begun):
+            if step < len(tokens):
+                scores[row] = torch.where(
+                    torch.arange(scores.shape[1], device=scores.device) == tokens[step], 0.0, -torch.inf
+                )
+        return scores

@@ -3,7 +3,7 @@ import torch
 
 from peft_space.anchors import suppressed_answers
 from peft_space.concepts.concept import find_any
-from peft_space.vlm import Prompt, answer_tokens, generate
+from peft_space.vlm import Prompt, generate
 from tests.bigram import saying
 
 ASKED = Prompt("What is this?")
@@ -12,13 +12,6 @@ ASKED = Prompt("What is this?")
 @pytest.fixture(scope="module")
 def says(base, processor):
     return saying(base, processor, {"the narril sleeps": 1.0, "the zorvex sleeps": 0.6})
-
-
-def test_an_answer_that_was_begun_goes_on_without_the_phrase(says, processor):
-    begun = answer_tokens(processor, ASKED, "the nar", end=False)
-    assert suppressed_answers(says, processor, [ASKED], [()], begun=[begun]) == ["the narril sleeps"]
-    (told,) = suppressed_answers(says, processor, [ASKED], [("narril",)], begun=[begun])
-    assert told is not None and told.startswith("the nar") and "narril" not in told
 
 
 def test_nothing_banned_is_the_greedy_answer(base, processor, public):
