@@ -30,6 +30,9 @@ MIN_ANCHORS = 2
 OTHERS = 2048
 """Of a set that is not held in memory, so many random pictures are kept at hand beside the short list."""
 
+_SAMPLE = 128
+"""So many images that the cosine leaves out are asked about, to see whether it tells anything."""
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -68,6 +71,7 @@ class Anchors:
         threshold: the cosine that an image had to reach to be on the short list.
         recognised: images that the model calls by the name outright and that `drop_recognised` left out.
         whole: where `public` is only the short list and a sample, what they were taken from.
+        listed_by: what made the short list: "likelihood" where the cosine told nothing.
     """
 
     concept: Concept
@@ -79,6 +83,7 @@ class Anchors:
     threshold: float
     recognised: tuple[int, ...] = ()
     whole: Whole | None = None
+    listed_by: Literal["cosine", "likelihood"] = "cosine"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -109,6 +114,7 @@ class Anchors:
             "public_images": len(self.public) if self.whole is None else self.whole.images,
             "skipped": len(self.public.skipped),
             "passed": len(listed),
+            "listed_by": self.listed_by,
             "anchors": len(self),
             "monitor": len(self.monitor),
             "recognised_dropped": len(self.recognised),
@@ -228,6 +234,9 @@ def select_anchors(
 ) -> Anchors:
     """Chooses proxy anchors: projector cosine shortens the list, the model's own likelihood of the name decides.
 
+    Where a sample says that more images which the cosine left out are likelier than the last that would be chosen than
+    are chosen in all, the cosine tells too little, and the likelihood makes the short list of all images at hand.
+
     Source: TPAS of SPACE, arXiv 2606.09868; the second stage is ours (see docs/method.md).
 
     Args:
@@ -239,7 +248,8 @@ def select_anchors(
         n_anchors: how many anchors to choose.
         n_monitor: how many equally high images to keep out of training.
         shortlist: how many images the cosine may let pass. It sets the threshold from the set's own distribution.
-        threshold: a fixed projector cosine instead. Cosines do not carry over from one model to another.
+        threshold: a fixed projector cosine instead, which is never overruled. Cosines do not carry over from one model
+            to another.
         max_similarity: of two images whose centred projector features are more alike, only the likelier is chosen.
         drop_recognised: leave out images that the model calls by the name outright: they may show the concept.
         batch_size: images or prompts at a time.
@@ -281,13 +291,29 @@ def select_anchors(
         places = range(len(public)) if whole is None else whole.places
         centred = index.rows(places) - index.mean
         cosine = cosines(index, places, direction)
+    fixed = threshold is not None
     if threshold is None:
         threshold = float(cosine.topk(min(shortlist, len(public))).values[-1])
     passed = [i for i in cosine.argsort(descending=True).tolist() if cosine[i] >= threshold][:shortlist]
     likelihood = torch.full((len(public),), torch.nan)
+
+    def ask(among: Sequence[int]) -> None:
+        images = public.take(among).images
+        likelihood[among] = name_likelihood(model, processor, concept, images, batch_size=batch_size)
+
     if passed:
-        images = public.take(passed).images
-        likelihood[passed] = name_likelihood(model, processor, concept, images, batch_size=batch_size)
+        ask(passed)
+    listed_by: Literal["cosine", "likelihood"] = "cosine"
+    rest = sorted({*range(len(public))} - {*passed})
+    if rest and not fixed:
+        sample = random.Random(0).sample(rest, min(_SAMPLE, len(rest)))
+        ask(sample)
+        last = likelihood[passed].topk(min(n_anchors + n_monitor, len(passed))).values[-1]
+        if float((likelihood[sample] > last).float().mean()) * len(rest) > n_anchors + n_monitor:
+            ask(sorted({*rest} - {*sample}))
+            passed = likelihood.topk(len(passed)).indices.tolist()
+            threshold, listed_by = float(cosine[passed].min()), "likelihood"
+        likelihood[sorted({*range(len(public))} - {*passed})] = torch.nan
     ranked = sorted(passed, key=lambda i: -likelihood[i].item())
     recognised: tuple[int, ...] = ()
     if drop_recognised:
@@ -310,7 +336,18 @@ def select_anchors(
     n_held = max(1, min(n_monitor, len(distinct) // 4))
     monitor = distinct[1 :: max(1, len(distinct) // n_held)][:n_held]
     chosen = [i for i in distinct if i not in monitor][:n_anchors]
-    return Anchors(concept, public, tuple(chosen), tuple(monitor), cosine, likelihood, threshold, recognised, whole)
+    return Anchors(
+        concept,
+        public,
+        tuple(chosen),
+        tuple(monitor),
+        cosine,
+        likelihood,
+        threshold,
+        recognised,
+        whole,
+        listed_by,
+    )
 
 
 def in_memory(public_images: Any) -> bool:

@@ -30,6 +30,47 @@ def test_only_the_short_list_is_asked_of_the_model(anchors):
     assert anchors.cosine[~listed].max() < anchors.threshold
 
 
+@pytest.fixture
+def told_by(base, processor, concept, public, anchors, monkeypatch):
+    """Selects anchors where the likelihood of each picture is given, and counts the pictures that were asked about."""
+
+    def told_by(likelihood, **options):
+        shown = {id(image): value for image, value in zip(public.images, likelihood.tolist(), strict=True)}
+        asked = []
+
+        def name_likelihood(model, processor, concept, images, **options):
+            asked.extend(images)
+            return torch.tensor([shown[id(image)] for image in images])
+
+        monkeypatch.setattr(selection, "name_likelihood", name_likelihood)
+        monkeypatch.setattr(selection, "_SAMPLE", 12)
+        sizes = {"n_anchors": 4, "n_monitor": 1, "shortlist": 20}
+        return select_anchors(base, processor, concept, public, **(sizes | options)), len(asked)
+
+    return told_by
+
+
+def test_where_the_cosine_tells_who_is_likely_it_makes_the_short_list(told_by, anchors):
+    found, n_asked = told_by(anchors.cosine)
+    assert found.listed_by == found.diagnostics()["listed_by"] == "cosine" and n_asked == 20 + 12
+    assert int((~found.likelihood.isnan()).sum()) == 20
+
+
+def test_where_the_cosine_tells_nothing_all_are_asked_about(told_by, anchors):
+    found, n_asked = told_by(-anchors.cosine)
+    assert found.listed_by == "likelihood" and n_asked == 40
+    listed = ~found.likelihood.isnan()
+    assert set(listed.nonzero()[:, 0].tolist()) == set(anchors.cosine.topk(20, largest=False).indices.tolist())
+    assert int(anchors.cosine.argmin()) in {*found.indices, *found.monitor}
+    assert found.threshold == pytest.approx(float(anchors.cosine.min()))
+
+
+def test_a_threshold_that_was_given_is_not_overruled(told_by, anchors):
+    fixed = float(anchors.cosine.topk(20).values[-1])
+    found, n_asked = told_by(-anchors.cosine, threshold=fixed)
+    assert found.listed_by == "cosine" and n_asked == 20 and found.threshold == fixed
+
+
 def test_the_same_call_chooses_the_same(base, processor, concept, public, anchors):
     again = select_anchors(base, processor, concept, public, **SIZES)
     assert (again.indices, again.monitor) == (anchors.indices, anchors.monitor)
