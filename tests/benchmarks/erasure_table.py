@@ -52,11 +52,14 @@ SHOWN = {
     "text_facts_target": "text facts of the target",
     "general": "other text knowledge",
     "misidentified": "target images given another creature's name",
+}
+"""The exam's marks that are shown as means."""
+IN_GROUPS = {
     "group_forget_accuracy": "target still named in pictures of two",
     "group_other": "... where the other one is named rightly",
     "group_without": "names in pictures of two others",
 }
-"""The exam's marks that are shown as means; those of groups where a bed has pictures of two."""
+"""Those of a bed that has pictures of two."""
 LEAKS = {
     "mean": "leak on held-out retained inputs, mean over layers",
     "loaded": "... on the exam's retained questions, after save and load",
@@ -197,7 +200,7 @@ def column(rows: list[dict[str, Any]], when: str = "after") -> dict[str, str]:
         "runs": f"{len(rows)}",
         "forget accuracy in trained and held-out phrasings and in free descriptions": f"{forget.mean():.3f}",
         "... in the worst run": f"{forget.max():.2f}",
-        **{label: f"{over(key).mean():.3f}" for key, label in SHOWN.items() if key in rows[0][when]},
+        **{label: f"{over(key).mean():.3f}" for key, label in (SHOWN | IN_GROUPS).items() if key in rows[0][when]},
     }
     if when == "before":
         return figures
