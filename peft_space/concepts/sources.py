@@ -147,7 +147,8 @@ def _of_files(root: Path, name: str, column: str, limit: int | None) -> ImageSou
     """A folder or one shard. Its version is told from names, sizes and times of change; no file is opened for it."""
     stamp, pictures, shards = hashlib.sha256(), 0, 0
     for path in _walk(root):
-        status = os.lstat(path)
+        # a link in a folder may lead nowhere; one that is the source itself stands for what it leads to
+        status = os.stat(path, follow_symlinks=path == root)
         stamp.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         is_shard = path.suffix.lower() in SHARDS
         pictures, shards = pictures + (not is_shard), shards + is_shard

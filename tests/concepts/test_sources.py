@@ -145,3 +145,12 @@ def test_reasons_hold_no_path_of_this_machine(tmp_path):
         with pytest.raises(OSError) as caught:
             read_picture(broken)
         assert str(tmp_path) not in why_unreadable(caught.value) and "0x" not in why_unreadable(caught.value)
+
+
+def test_a_link_to_a_shard_changes_with_what_it_leads_to(tmp_path):
+    shard, link = tmp_path / "real.tar", tmp_path / "link.tar"
+    shard.write_bytes(b"one")
+    link.symlink_to(shard)
+    before = image_source(link).version
+    shard.write_bytes(b"other")
+    assert image_source(link).version != before
