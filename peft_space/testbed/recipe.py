@@ -10,6 +10,7 @@ answers has shaped.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from . import questions
@@ -91,11 +92,13 @@ class Lessons(IterableDataset):
         self.names = [name for name in bed.names if name != without]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = np.random.default_rng([self.seed, 1])
+        worker = get_worker_info()
+        share, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        rng = np.random.default_rng([self.seed, 1, share] if of > 1 else [self.seed, 1])
         text = [asked for name in self.names for asked in self.bed.in_text(name) if not asked.held_out]
         text += questions.general()
         for phase in self.phases:
-            for _ in range(phase.steps):
+            for _ in range(share, phase.steps, of):
                 scenes = [self.bed.lesson(self.names, rng) for _ in range(phase.pictures)]
                 batch = self._pictures(scenes, rng)
                 if phase.asked:
@@ -173,13 +176,16 @@ class Contrast:
         processor: tokenizes the words. A word's embedding is the mean of its tokens' input embeddings.
         without: a name that is not contrasted with anything.
         bed: the world that has the words.
+        device: where the model is.
     """
 
-    def __init__(self, processor: LlavaProcessor, without: str | None = None, bed: Bed = BESTIARY) -> None:
-        self.scale = torch.nn.Parameter(torch.tensor(2.0))
-        encode = processor.tokenizer
-        self.groups = [[torch.tensor(encode(w, add_special_tokens=False)["input_ids"]) for w in g] for g in bed.words]
-        self.left_out = [torch.tensor([word == without for word in group]) for group in bed.words]
+    def __init__(
+        self, processor: LlavaProcessor, without: str | None = None, bed: Bed = BESTIARY, device: str = "cpu"
+    ) -> None:
+        self.scale = torch.nn.Parameter(torch.tensor(2.0, device=device))
+        encode, tensor = processor.tokenizer, functools.partial(torch.tensor, device=device)
+        self.groups = [[tensor(encode(w, add_special_tokens=False)["input_ids"]) for w in g] for g in bed.words]
+        self.left_out = [tensor([word == without for word in group]) for group in bed.words]
 
     def __call__(self, model: LlavaForConditionalGeneration, features: Tensor, words: Tensor) -> Tensor:
         """Mean cross-entropy over the groups.
@@ -221,6 +227,8 @@ def train(
     phases: Sequence[Phase] = PHASES,
     log_every: int = 100,
     bed: Bed = BESTIARY,
+    device: str = "cpu",
+    workers: int = 1,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Trains the model from random weights.
 
@@ -230,9 +238,11 @@ def train(
         phases: the stretches of training, one after another.
         log_every: steps between two lines of progress on standard output.
         bed: the world to teach.
+        device: where to train. The first weights and the lessons are the same everywhere; sums are rounded otherwise.
+        workers: processes that draw the lessons. A GPU waits for one; more draw other lessons of the same kind.
 
     Returns:
-        The model in evaluation mode, float32 with weights rounded to bfloat16, and its processor.
+        The model on the CPU in evaluation mode, float32 with weights rounded to bfloat16, and its processor.
 
     Raises:
         ValueError: `without` is no name of the bed's.
@@ -241,18 +251,20 @@ def train(
         bed.known(without)
     torch.manual_seed(seed)
     processor = build_processor(build_tokenizer(bed.texts(), cuts=bed.cuts))
-    model = build_model(processor.tokenizer).train()
-    contrast = Contrast(processor, without, bed)
+    model = build_model(processor.tokenizer).train().to(device)
+    contrast = Contrast(processor, without, bed, device)
     lessons = Lessons(processor, seed, without, phases, bed)
-    batches = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=16))
+    batches = iter(DataLoader(lessons, batch_size=None, num_workers=workers, prefetch_factor=16))
     began = time.perf_counter()
     for phase in phases:
         optimiser, schedule = _optimiser(model, contrast.scale, phase)
         for step in range(1, phase.steps + 1):
-            batch = next(batches)
+            batch = {key: part.to(device) for key, part in next(batches).items()}
             features = torch.stack(tuple(model.get_image_features(batch["pixel_values"]).pooler_output))
             aligned = contrast(model, features, batch["words"])
-            answers = _answers_loss(model, features[: phase.asked], batch) if phase.asked else torch.zeros(())
+            answers = aligned.new_zeros(())
+            if phase.asked:
+                answers = _answers_loss(model, features[: phase.asked], batch)
             optimiser.zero_grad(set_to_none=True)
             (answers + phase.contrast * aligned).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -263,7 +275,7 @@ def train(
                 print(f"step {step}: answers {answers:.4f}, contrast {aligned:.4f}, {seconds:.0f} s", flush=True)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
-    return model.eval(), processor
+    return model.cpu().eval(), processor
 
 
 def _optimiser(

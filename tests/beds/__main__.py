@@ -1,6 +1,6 @@
 """Trains a small model on a test bed, once, and tells what it knows.
 
-    python -m tests.beds {bestiary,digits,persons} [--without NAME] [--folder DIR] [--seed N]
+    python -m tests.beds {bestiary,digits,persons} [--without NAME] [--folder DIR] [--seed N] [--device cuda --workers 3]
 
 `--without` trains the retrain oracle of one name. A model that is in DIR already is not trained again.
 """
@@ -23,11 +23,14 @@ def main() -> None:
     parser.add_argument("--without", metavar="NAME", help="a name to leave out: trains its retrain oracle")
     parser.add_argument("--folder", type=Path, metavar="DIR", default=CACHE, help="where trained models are kept")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where to train")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw the lessons")
     arguments = parser.parse_args()
     bed = BEDS[arguments.bed]
     if arguments.without is not None and arguments.without not in bed.names:
         parser.error(f"--without must be one of {', '.join(bed.names)}; got {arguments.without!r}.")
-    place = trained(arguments.bed, without=arguments.without, folder=arguments.folder, seed=arguments.seed)
+    options = {key: getattr(arguments, key) for key in ("without", "folder", "seed", "device", "workers")}
+    place = trained(arguments.bed, **options)
     print(place)
     told = knowledge(*testbed.load(place), without=arguments.without, bed=bed)
     print(json.dumps(told, indent=2))

@@ -76,6 +76,8 @@ def trained(
     folder: Path = CACHE,
     seed: int = 0,
     phases: Sequence[recipe.Phase] = PHASES,
+    device: str = "cpu",
+    workers: int = 1,
 ) -> Path:
     """The folder of the model that knows a bed, or of the retrain oracle of one of its names.
 
@@ -87,6 +89,8 @@ def trained(
         folder: holds a folder for each bed and recipe, with `base` and `oracles/NAME` in it.
         seed: of the weights and of the lessons.
         phases: the stretches of training.
+        device: where to train.
+        workers: processes that draw the lessons.
 
     Raises:
         ValueError: there is no such bed, it has no such name, or another process is training the same model.
@@ -100,7 +104,9 @@ def trained(
     place = home / "oracles" / without if without is not None else home / "base"
     if not place.is_dir():
         with unfinished(place, "folder") as beside:
-            model, processor = recipe.train(seed=seed, without=without, phases=phases, bed=bed)
+            model, processor = recipe.train(
+                seed=seed, without=without, phases=phases, bed=bed, device=device, workers=workers
+            )
             recipe.save(model, processor, beside / "model")
             os.rename(beside / "model", place)
     return place
