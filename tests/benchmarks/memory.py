@@ -2,12 +2,10 @@
 
     python -m tests.benchmarks.memory [--model llava-1.5-7b | qwen2.5-vl-7b] [--low-memory] [--rank 16]
     python -m tests.benchmarks.memory --model testbed
-    python -m tests.benchmarks.memory --whole 256 [--steps 20]
 
 Without a GPU the tensors that the stages allocate are counted (`counter.py`): the real code runs with the weights on
 the meta device and the language model in NF4. The test bed is run both ways, counted and measured. Each stage is the
-package's own, on as few pictures as fill its batches; its peak does not grow with their number. `--whole` erases with as
-many pictures as it says, in one call as a user would, and tells what each stage took of a GPU's memory and time.
+package's own, on as few pictures as fill its batches; its peak does not grow with their number.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationMethod
 
-from peft_space import erase, testbed
+from peft_space import testbed
 from peft_space._peft import lora_layers
 from peft_space.anchors.lessons import Lesson
 from peft_space.anchors.scores import concept_embedding, name_likelihood, projector_cosine
@@ -343,39 +341,6 @@ def run_stages(
         bake(peft_model)
 
 
-def run_whole(model: nn.Module, processor: Any, side: int, n_images: int, steps: int, **how: Any) -> dict[str, Any]:
-    """`erase` itself, of a name that the model does not know: its dose is reached from the start, so none is asked.
-
-    Returns:
-        The report. Its `"peak"` holds the allocator's peak of each stage in bytes, where the model is on a GPU.
-    """
-    rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(n_images)]
-    peaks: dict[str, int] = {}
-    on_gpu = next(model.parameters()).is_cuda
-
-    def look(stage: str, *_: Any) -> None:
-        if on_gpu:
-            if stage not in peaks:
-                torch.cuda.reset_peak_memory_stats()
-            peaks[stage] = torch.cuda.max_memory_allocated()
-
-    rank = how.pop("rank")
-    with tempfile.TemporaryDirectory() as folder:
-        result = erase(
-            model,
-            processor,
-            Concept("narril", text_questions=("Where does the {name} live?",)),
-            pictures,
-            config=SpaceConfig(r=rank, lora_alpha=rank, concept="narril"),
-            args=SpaceTrainingArguments(output_dir=folder, max_steps=steps, dose_every=0),
-            output_dir=os.path.join(folder, "adapter"),
-            progress=look,
-            **how,
-        )
-    return result.report | {"peak": peaks}
-
-
 def gib(size: float) -> str:
     return f"{size / 2**30:.2f}"
 
@@ -412,8 +377,6 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=["count", "cuda"], default="cuda" if torch.cuda.is_available() else "count"
     )
-    parser.add_argument("--whole", type=int, metavar="N", help="Erase with N pictures, on a GPU.")
-    parser.add_argument("--steps", type=int, default=20, help="Steps of --whole.")
     parser.add_argument("--new-tokens", type=int, default=24, help="Length of generated answers.")
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -424,14 +387,7 @@ def main() -> None:
         device = "meta" if options.device == "count" else "cuda"
         model, processor, side = build(name, device)
         settings = f"{name}, rank {options.rank}{', low memory' if options.low_memory else ''}"
-        how_to = {key: getattr(options, key) for key in ("low_memory", "rank")}
-        if options.whole:
-            report = run_whole(model, processor, side, options.whole, options.steps, **how_to)
-            print(f"{settings}, {options.whole} pictures, {report['steps']} steps, leak {report['leak']['mean']:.4f}:")
-            for stage, seconds in report["seconds"].items():
-                print(f"  {stage}: {seconds:.1f} s, {gib(report['peak'].get(stage, 0))} GiB", flush=True)
-            continue
-        how_to["new_tokens"] = options.new_tokens
+        how_to = {key: getattr(options, key) for key in ("low_memory", "rank", "new_tokens")}
         with counted(model, device) if device == "meta" else nullcontext(OnCuda()) as meter:
             run_stages(model, processor, side, meter, meta=device == "meta", **how_to)
         print(f"{settings}, {'counted' if device == 'meta' else 'measured'}, GiB:")
