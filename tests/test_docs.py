@@ -1,19 +1,31 @@
-"""Every Python block of the README and of `docs/` runs, page by page, in an empty folder; a stand-in is the Hub."""
+"""Every Python block and `peft-space` line of the README and of `docs/` runs, page by page, in an empty folder.
+
+A stand-in is the Hub. What a line calls MODEL, FOLDER or `erased/NAME` is a small model, pictures and an adapter of it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import peft_space
+from peft_space import erasure, load_base, save_erasure_adapter, testbed
 from peft_space.cli import app
+from tests.adapters import shake, space
 from tests.hub.server import Hub
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +53,65 @@ def test_the_commands_of_the_readme_are_one_line_each() -> None:
     assert [command.count("\n") for command in commands[:2]] == [1, 1]
     assert commands[0].rstrip().endswith(".venv/bin/peft-space demo")
     assert commands[1].rstrip().endswith(".venv/bin/pytest")
+
+
+@pytest.fixture
+def stand_ins(
+    shrink: Any, base_folder: Path, public: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
+) -> Callable[[list[str]], None]:
+    """Puts what a command line names and no line before it has made into the folder where it runs."""
+    args = shrink(monkeypatch)
+    kept = tmp_path_factory.mktemp("kept")
+    pictures, adapter = kept / "pictures", kept / "adapter"
+    pictures.mkdir()
+    for number, image in enumerate(public.images[:14]):
+        image.save(pictures / f"{number}.png")
+    model, _ = load_base(base_folder, dtype="float32")
+    save_erasure_adapter(shake(space(model, subspace=False, concept="narril")), adapter)
+    monkeypatch.setattr(peft_space, "SpaceTrainingArguments", lambda **given: replace(args, **given))
+    monkeypatch.setattr(peft_space, "select_anchors", erasure.select_anchors)
+    monkeypatch.setattr(testbed, "WEIGHTS", base_folder)
+    monkeypatch.setattr(gradio.Blocks, "block_thread", gradio.Blocks.close)
+
+    def stand_ins(words: list[str]) -> None:
+        given = dict(zip(words, words[1:], strict=False))
+        wanted = {given[key]: base_folder for key in ("--model", "--base") if key in given}
+        wanted |= {given[key]: pictures for key in ("--public-images", "--target-images") if key in given}
+        if "--adapter" in given:
+            wanted[given["--adapter"]] = adapter
+        if words[0] in ("audit", "merge", "export-lora", "inspect", "push", "ui"):
+            several = None if words[0] == "ui" else 2
+            adapters = itertools.takewhile(lambda word: not word.startswith("-"), words[1:several])
+            wanted |= {word: adapter for word in adapters if word != "demo"}
+        for name, real in wanted.items():
+            if not Path(name).exists():
+                shutil.copytree(real, name)
+
+    return stand_ins
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
+def test_peft_space_lines_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_ins: Callable[[list[str]], None]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for fence in MarkdownIt().parse(page.read_text()):
+        if fence.info.split()[:1] == ["yaml"]:
+            request = yaml.safe_load(fence.content) | {"model": "MODEL", "public_images": "FOLDER"}
+            Path("request.yaml").write_text(yaml.safe_dump(request))
+            stand_ins(["erase", "--model", "MODEL", "--public-images", "FOLDER"])
+        if fence.type not in ("fence", "code_block") or fence.info not in ("", "bash"):
+            continue
+        for line in fence.content.replace("\\\n", " ").splitlines():
+            if not line.startswith("peft-space "):
+                continue
+            words = shlex.split(line.split(" && ")[0], comments=True)[1:]
+            # one row at a time takes minutes here: tests/test_erasure.py holds it
+            words = [word for word in words if word != "--low-memory"]
+            stand_ins(words)
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
 def commands() -> list[tuple[str, list[str]]]:

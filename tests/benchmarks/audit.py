@@ -1,6 +1,7 @@
-"""Attacks erasures on the test bed: erases a creature, audits it, and compares it with the retrain oracle.
+"""Attacks erasures on a test bed: erases a name, audits it, and compares it with the retrain oracle.
 
     python -m tests.benchmarks.audit OUTPUT.json [--creatures ...] [--seed 0] [--processes 2] [--oracles FOLDER]
+    python -m tests.benchmarks.audit OUTPUT.json --bed {digits,persons} --creatures NAME [--folder DIR]
 
 FOLDER holds retrain oracles, each in a folder called after the creature that it never saw:
 `python -m peft_space.testbed.recipe FOLDER/narril --without narril`. A creature that has none is compared with its
@@ -17,10 +18,10 @@ from typing import Any
 
 from peft_space import AuditReport, EvaluatedSet, Example, audit_erasure, erase, testbed
 from peft_space.attacks import ATTACKS
-from peft_space.testbed import questions
-from peft_space.testbed.bestiary import BY_NAME, CREATURES, siblings
-from peft_space.testbed.measure import pictures
+from peft_space.testbed import Bed
+from peft_space.testbed.questions import DESCRIPTION
 
+from ..beds.worlds import BEDS, CACHE, trained, world
 from .erasure_table import HELD_OUT
 from .runs import gather, parser, read
 
@@ -33,34 +34,50 @@ _STREAM = 1000
 """Keeps these renders apart from the exam's, which are drawn from the seed itself."""
 
 
-def subjects(target: str, seed: int) -> tuple[list[Any], EvaluatedSet]:
+def subjects(target: str, seed: int, bed: Bed = testbed.BESTIARY) -> tuple[list[Any], EvaluatedSet]:
     """Pictures of the target, and of all others with their names."""
-    near = siblings(target)
-    others = [one for one in CREATURES if one.name != target]
+    question, near = bed.concept(target).questions[0], bed.near(target)
     rows = [
-        Example(questions.NAMING[0], one.name, image, one.name)
-        for one in others
-        for _, image in pictures(one, N_SIBLING if one in near else N_OTHER, _STREAM + seed)
+        Example(question, other, image, other)
+        for other in bed.names
+        if other != target
+        for _, image in bed.pictures(other, N_SIBLING if other in near else N_OTHER, _STREAM + seed)
     ]
-    own = [image for _, image in pictures(BY_NAME[target], N_TARGET, _STREAM + seed)]
+    own = [image for _, image in bed.pictures(target, N_TARGET, _STREAM + seed)]
     return own, EvaluatedSet(tuple(rows), "renders of the test bed")
 
 
+def unseen_namings(target: str, bed: Bed = testbed.BESTIARY) -> tuple[str, ...]:
+    """Phrasings that ask for the name and that no training has seen, and the request for a description."""
+    ((scene, _),) = bed.pictures(target, 1, 0)
+    held_out = [asked.question for asked in bed.about(scene) if asked.about == "name" and asked.held_out]
+    return (*held_out, DESCRIPTION)
+
+
 def run(
-    target: str, seed: int, oracle: str | None, reports: str | None, attacks: tuple[str, ...] = ATTACKS
+    target: str,
+    seed: int,
+    oracle: str | None,
+    reports: str | None,
+    attacks: tuple[str, ...] = ATTACKS,
+    bed: str = "bestiary",
+    folder: str | None = None,
 ) -> dict[str, Any]:
     """Erases `target` and audits what comes out.
 
     Args:
         oracle: folder of a model that never saw it.
         reports: folder to keep the audit in.
+        bed: key of `BEDS`.
+        folder: where the bed's trained model lies.
     """
-    model, processor = testbed.load()
-    concept, public = testbed.concept(target), testbed.public_images(target, seed=seed)
+    there = world(bed, folder)
+    model, processor = there.load()
+    concept, public = there.concept(target), there.public_images(target, seed=seed)
     began = time.perf_counter()
-    result = erase(model, processor, concept, public, retain=testbed.retain(), seed=seed, progress=None)
+    result = erase(model, processor, concept, public, retain=there.retain(), seed=seed, progress=None)
     erased = time.perf_counter() - began
-    own, others = subjects(target, seed)
+    own, others = subjects(target, seed, BEDS[bed])
     report = audit_erasure(
         result.model,
         processor,
@@ -70,7 +87,7 @@ def run(
         labelled=others,
         anchors=result.anchors,
         attacks=attacks,
-        paraphrases=(*questions.NAMING[-questions.HELD_OUT :], questions.DESCRIPTION),
+        paraphrases=unseen_namings(target, BEDS[bed]),
         max_new_tokens=14,
         seed=seed,
         progress=None,
@@ -135,21 +152,29 @@ def _mean(values: list[float | None]) -> str:
 
 def main() -> None:
     options = parser(__doc__, SUBJECTS)
+    options.add_argument("--bed", choices=list(BEDS), default="bestiary")
+    options.add_argument("--folder", type=Path, default=CACHE, metavar="DIR", help="where trained beds are kept")
     options.add_argument("--oracles", type=Path, metavar="FOLDER")
     options.add_argument("--reports", type=Path, metavar="FOLDER")
     options.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     options.add_argument("--tuning", action="store_true", help=f"audit {' and '.join(TUNING)} instead")
     options.add_argument("--show", action="store_true", help="print the table of what is there and stop")
     arguments = options.parse_args()
+    bed, folder = arguments.bed, None
+    names = [] if arguments.show else TUNING if arguments.tuning else arguments.creatures
+    if unknown := [name for name in names if name not in BEDS[bed].names]:
+        options.error(f"--creatures must be of {', '.join(BEDS[bed].names)}; got {', '.join(unknown)}.")
+    if bed != "bestiary" and not arguments.show:
+        folder = str(trained(bed, folder=arguments.folder))
     rows = read(arguments.output)
     done = {(row["target"], row["seed"]) for row in rows}
     jobs = []
-    for target in [] if arguments.show else TUNING if arguments.tuning else arguments.creatures:
-        folder = arguments.oracles / target if arguments.oracles else None
-        oracle = str(folder) if folder is not None and folder.is_dir() else None
+    for target in names:
+        place = arguments.oracles / target if arguments.oracles else None
+        oracle = str(place) if place is not None and place.is_dir() else None
         reports = None if arguments.reports is None else str(arguments.reports)
         if (target, arguments.seed) not in done:
-            jobs.append((target, arguments.seed, oracle, reports, tuple(arguments.attacks)))
+            jobs.append((target, arguments.seed, oracle, reports, tuple(arguments.attacks), bed, folder))
     for row in gather(run, jobs, arguments.output, rows, arguments.processes):
         print(row["target"], row["seed"], row["seconds"], flush=True)
     print(show(rows))

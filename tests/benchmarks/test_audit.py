@@ -2,7 +2,18 @@ import pytest
 
 from peft_space.attacks import AuditReport
 from tests.attacks.test_report import outcome, reading
-from tests.benchmarks.audit import N_OTHER, N_SIBLING, N_TARGET, TUNING, show, subjects, summary
+from tests.beds.worlds import BEDS
+from tests.benchmarks.audit import (
+    N_OTHER,
+    N_SIBLING,
+    N_TARGET,
+    TUNING,
+    main,
+    show,
+    subjects,
+    summary,
+    unseen_namings,
+)
 
 
 @pytest.fixture
@@ -20,6 +31,23 @@ def test_the_target_is_apart_from_all_others_with_their_names():
     assert len(own) == N_TARGET and len(others) == 3 * N_SIBLING + 20 * N_OTHER
     assert {example.concept == example.answer for example in others} == {True}
     assert TUNING[0] not in {example.answer for example in others} and len({e.answer for e in others}) == 23
+
+
+@pytest.mark.parametrize("bed", ["digits", "persons"])
+def test_other_beds_bring_their_own_names_and_words(bed):
+    target, *others = BEDS[bed].names
+    own, labelled = subjects(target, 0, BEDS[bed])
+    assert len(own) == N_TARGET and {example.answer for example in labelled} == set(others)
+    near = [example for example in labelled if example.answer in BEDS[bed].near(target)]
+    assert len(near) == N_SIBLING * len(BEDS[bed].near(target))
+    assert not set(unseen_namings(target, BEDS[bed])) & set(BEDS[bed].concept(target).questions)
+
+
+def test_a_name_of_another_bed_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["audit", str(tmp_path / "out.json"), "--bed", "digits", "--creatures", "narril"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--creatures must be of habket, " in capsys.readouterr().err
 
 
 def test_a_row_tells_what_came_out_of_each_model_and_the_verdict(report):
