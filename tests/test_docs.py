@@ -1,6 +1,6 @@
 """Every Python block and `peft-space` line of the README and of `docs/` runs, page by page, in an empty folder.
 
-A stand-in is the Hub. What a line calls MODEL, FOLDER or `erased/NAME` is a small model, pictures and an adapter of it.
+A stand-in is the Hub. MODEL, FOLDER and `erased/NAME` in a line are a small model, pictures and an adapter of it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def stand_ins(
     monkeypatch.setattr(gradio.Blocks, "block_thread", gradio.Blocks.close)
 
     def stand_ins(words: list[str]) -> None:
-        given = dict(zip(words, words[1:], strict=False))
+        given = dict(itertools.pairwise(words))
         wanted = {given[key]: base_folder for key in ("--model", "--base") if key in given}
         wanted |= {given[key]: pictures for key in ("--public-images", "--target-images") if key in given}
         if "--adapter" in given:

@@ -1,6 +1,7 @@
 """Trains a small model on a test bed, once, and tells what it knows.
 
-    python -m tests.beds {bestiary,digits,persons} [--without NAME] [--folder DIR] [--seed N] [--device cuda --workers 3]
+    python -m tests.beds {bestiary,digits,persons} [--without NAME] [--folder DIR] [--seed N]
+    python -m tests.beds {bestiary,digits,persons} --device cuda --workers 3
 
 `--without` trains the retrain oracle of one name. A model that is in DIR already is not trained again.
 """
