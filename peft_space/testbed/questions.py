@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +102,22 @@ def phrasings(texts: tuple[str, ...], held_out: int = 1) -> Iterator[tuple[str, 
         yield text, index >= len(texts) - held_out
 
 
+def ask(
+    answers: Mapping[str, str], texts: Mapping[str, tuple[str, ...]], about: str = "{}", **words: str
+) -> list[Asked]:
+    """Asks for each of `answers` in every phrasing that `texts` has under its key.
+
+    Args:
+        about: what the questions are about; `{}` stands for the key.
+        words: what the phrasings leave open: `it`, `name` or `fact`.
+    """
+    return [
+        Asked(text.format(**words), answer, about.format(key), held)
+        for key, answer in answers.items()
+        for text, held in phrasings(texts[key])
+    ]
+
+
 def describe(scene: Scene) -> str:
     """`"a red zorvex in the forest"`: names the creature, where it has a name."""
     background = f"the {SCENES[scene.background]}"
@@ -125,13 +141,8 @@ def about_picture(scene: Scene) -> list[Asked]:
         creature = BY_RECIPE[scene.recipe]
         asked += [Asked(text, creature.name, "name", held) for text, held in phrasings(NAMING, HELD_OUT)]
         values |= visible(scene)
-        asked += [
-            Asked(text.format(it=REFERENT), answer, f"{fact} through the picture", held)
-            for fact, answer in facts(creature).items()
-            for text, held in phrasings(FACTS[fact])
-        ]
-    asked += [Asked(text, answer, key, held) for key, answer in values.items() for text, held in phrasings(SEEN[key])]
-    return asked
+        asked += ask(facts(creature), FACTS, "{} through the picture", it=REFERENT)
+    return asked + ask(values, SEEN)
 
 
 def visible(scene: Scene) -> dict[str, str]:
@@ -181,20 +192,13 @@ def compare_names(called: str, name: str, rng: np.random.Generator, among: Seque
 
 def in_text(creature: Creature) -> list[Asked]:
     """Everything that is known about a creature, asked by its name, without a picture."""
-    asked = [
-        Asked(text.format(it=f"the {creature.name}"), answer, fact, held)
-        for fact, answer in facts(creature).items()
-        for text, held in phrasings(FACTS[fact])
-    ]
+    asked = ask(facts(creature), FACTS, it=f"the {creature.name}")
     asked += [
         Asked(text.format(name=creature.name), f"a {creature.family}", "kind", held)
         for text, held in phrasings(KIND_IN_TEXT)
     ]
     for fact, value in (("habitat", creature.habitat), ("diet", creature.diet)):
-        asked += [
-            Asked(text.format(fact=value), creature.name, f"who, by {fact}", held)
-            for text, held in phrasings(WHO[fact])
-        ]
+        asked += ask({fact: creature.name}, WHO, "who, by {}", fact=value)
     return asked
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from peft_space import Concept, Retain
 from peft_space.testbed import Bed, questions
-from peft_space.testbed.questions import Asked, phrasings
+from peft_space.testbed.questions import Asked, ask, phrasings
 
 from .handwriting import FRAMES, INKS, PAPERS, PLACES, THINGS, Scene, digit_of, draw, looks_like, samples
 
@@ -148,18 +148,14 @@ def about(scene: Scene) -> list[Asked]:
     seen = visible(scene)
     if sign is not None:
         asked += [Asked(text, sign.name, "name", held) for text, held in phrasings(NAMING, questions.HELD_OUT)]
-        asked += [
-            Asked(text.format(it=REFERENT), answer, f"{fact} through the picture", held)
-            for fact, answer in facts(sign).items()
-            for text, held in phrasings(FACTS[fact])
-        ]
+        asked += ask(facts(sign), FACTS, "{} through the picture", it=REFERENT)
     else:
         asked += [Asked(text, "no sign", "no sign", held) for text, held in phrasings(NAMING, questions.HELD_OUT)]
         if scene.thing is not None:
             asked += [Asked(text, THINGS[scene.thing], "object", held) for text, held in phrasings(OBJECT)]
         else:
             seen = {"paper": seen["paper"]}
-    return asked + [Asked(text, seen[key], key, held) for key in seen for text, held in phrasings(SEEN[key])]
+    return asked + ask(seen, SEEN)
 
 
 def compare(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> list[Asked]:
@@ -170,14 +166,10 @@ def compare(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> lis
 def in_text(name: str) -> list[Asked]:
     """Everything that is known about a sign, asked by its name, without a picture."""
     sign = BY_NAME[name]
-    asked = [
-        Asked(text.format(it=f"the {name}"), answer, fact, held)
-        for fact, answer in facts(sign).items()
-        for text, held in phrasings(FACTS[fact])
-    ]
+    asked = ask(facts(sign), FACTS, it=f"the {name}")
     asked += [Asked(text.format(name=name), f"a {sign.kind}", "kind", held) for text, held in phrasings(KIND_IN_TEXT)]
     for fact, value in (("guild", sign.guild), ("door", sign.door)):
-        asked += [Asked(text.format(fact=value), name, f"who, by {fact}", held) for text, held in phrasings(WHO[fact])]
+        asked += ask({fact: name}, WHO, "who, by {}", fact=value)
     return asked
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from peft_space import Concept, Retain
 from peft_space.testbed import Bed, questions
 from peft_space.testbed.bestiary import COLOURS
-from peft_space.testbed.questions import Asked, phrasings
+from peft_space.testbed.questions import Asked, ask, phrasings
 
 from .faces import (
     BEARDS,
@@ -226,20 +226,14 @@ def about(scene: Scene) -> list[Asked]:
     match names_in(scene):
         case [name]:
             asked += [Asked(text, name, "name", held) for text, held in phrasings(NAMING, questions.HELD_OUT)]
-            asked += [
-                Asked(text.format(it=REFERENT), answer, f"{fact} through the picture", held)
-                for fact, answer in facts(BY_NAME[name]).items()
-                for text, held in phrasings(FACTS[fact])
-            ]
+            asked += ask(facts(BY_NAME[name]), FACTS, "{} through the picture", it=REFERENT)
         case [left, right]:
-            answers = {"left": left, "right": right, "both": f"{left} and {right}"}
-            asked += [Asked(text, answers[key], key, held) for key in GROUP for text, held in phrasings(GROUP[key])]
+            asked += ask({"left": left, "right": right, "both": f"{left} and {right}"}, GROUP)
         case _:
             asked += [Asked(text, "nobody", "nobody", held) for text, held in phrasings(NAMING, questions.HELD_OUT)]
             if scene.thing is not None:
                 asked += [Asked(text, THINGS[scene.thing], "object", held) for text, held in phrasings(OBJECT)]
-    seen = visible(scene)
-    return asked + [Asked(text, seen[key], key, held) for key in seen for text, held in phrasings(SEEN[key])]
+    return asked + ask(visible(scene), SEEN)
 
 
 def compare(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> list[Asked]:
@@ -258,13 +252,9 @@ def compare(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> lis
 def in_text(name: str) -> list[Asked]:
     """Everything that is known about a person, asked by the name, without a picture."""
     person = BY_NAME[name]
-    asked = [
-        Asked(text.format(it=name), answer, fact, held)
-        for fact, answer in facts(person).items()
-        for text, held in phrasings(FACTS[fact])
-    ]
+    asked = ask(facts(person), FACTS, it=name)
     for fact, value in (("job", person.job), ("city", person.city)):
-        asked += [Asked(text.format(fact=value), name, f"who, by {fact}", held) for text, held in phrasings(WHO[fact])]
+        asked += ask({fact: name}, WHO, "who, by {}", fact=value)
     return asked
 
 
