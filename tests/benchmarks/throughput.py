@@ -215,16 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             told["indexing"] = indexing(
                 *real_size(), options.pictures, options.repeats, Path(scratch), size=(640, 480)
             )
-        write_json(options.output, told)
-        print(json.dumps(told, indent=2))
-        return
-    # first, so that nothing else is in memory yet
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        told["search"] = searching(options.vectors, options.repeats, Path(scratch))
-    model, processor = testbed.load()
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        told["indexing"] = indexing(model, processor, options.pictures, options.repeats, Path(scratch))
-    told["statistics"] = statistics_pass(model, processor, options.pictures, options.repeats)
+    else:
+        # first, so that nothing else is in memory yet
+        with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+            told["search"] = searching(options.vectors, options.repeats, Path(scratch))
+        model, processor = testbed.load()
+        with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+            told["indexing"] = indexing(model, processor, options.pictures, options.repeats, Path(scratch))
+        told["statistics"] = statistics_pass(model, processor, options.pictures, options.repeats)
     write_json(options.output, told)
     print(json.dumps(told, indent=2))
 
