@@ -57,7 +57,7 @@ from .training import (
 from .training.retained import Retained, gather_about, gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
 from .unfinished import workplace, writes_output
-from .vlm import Prompt, check_multimodal, generate, image_features, text_ids
+from .vlm import Prompt, check_multimodal, generate, image_features
 
 
 @dataclass
@@ -276,11 +276,7 @@ def erase(
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
         kept = kept.balanced(retain.texts, *(study.anchors.concept.asked_in_text for study in studies))
         lessons = [lesson for study in studies for lesson in study.lessons]
-        # of other names that are made of the same pieces more is rehearsed: what no longer follows the concept's first
-        # half may be lost after theirs
-        pieces = {piece for one in concepts for said in one.names for piece in text_ids(processor, said)}
-        alike = partial(_shares, processor, pieces)
-        lessons = [*varied(lessons, seed), *kept.lessons(len(lessons) // 4, seed, alike)]
+        lessons = [*varied(lessons, seed), *kept.lessons(len(lessons) // 4, seed)]
         peft_model = _with_adapter(model, config, adapter_name)
         subspace = None
         if energy is not None:
@@ -364,11 +360,6 @@ def erase(
         if leads():
             result.save(output_dir)
     return result
-
-
-def _shares(processor: Any, pieces: set[int], answer: str) -> bool:
-    """Whether one of these tokens is in an answer."""
-    return not pieces.isdisjoint(text_ids(processor, answer))
 
 
 def _apart(some: Anchors, chosen: Sequence[Anchors]) -> Anchors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any, Literal
@@ -93,18 +93,12 @@ class Retained:
         more = [i for group in members if group for i in group * (rest // len(group) - 1)]
         return self._take([*range(len(self)), *more])
 
-    def lessons(self, most: int, seed: int = 0, first: Callable[[str], bool] | None = None) -> list[Lesson]:
-        """At most so many of them as lessons, drawn at random; where there are both, half with a picture.
-
-        Args:
-            first: says of an answer whether it goes before others, up to half of those with a picture.
-        """
+    def lessons(self, most: int, seed: int = 0) -> list[Lesson]:
+        """At most so many of them as lessons, drawn at random; where there are both, half with a picture."""
         order = np.random.default_rng([seed, 4]).permutation(len(self)).tolist()
         seen = [i for i in order if self.prompts[i].image is not None]
         alone = [i for i in order if self.prompts[i].image is None]
-        most_seen = most - min(most // 2, len(alone))
-        before = [i for i in seen if first is not None and first(self.answers[i])][: most_seen // 2]
-        chosen = list(dict.fromkeys([*before, *seen]))[:most_seen] + alone[: most // 2]
+        chosen = seen[: most - min(most // 2, len(alone))] + alone[: most // 2]
         return [Lesson(self.prompts[i], self.answers[i], "other") for i in chosen]
 
     def batches(self, model: nn.Module, processor: Any, batch_size: int = 64) -> Batches:

@@ -160,15 +160,3 @@ def test_each_group_of_texts_is_repeated_until_it_weighs_as_much_as_all_others()
 def test_texts_that_are_none_or_many_are_not_repeated(texts):
     retained = asked("0", "1", "2", "3", "4")
     assert retained.balanced(texts) == retained
-
-
-def test_answers_that_go_first_are_half_of_those_with_a_picture_where_there_are_so_many():
-    picture = Image.new("RGB", (8, 8))
-    answers = [*["lumril"] * 20, *["quidan"] * 20, *["red"] * 20]
-    rows = Retained(tuple(Prompt(f"{n}?", picture if n < 40 else None) for n in range(60)), tuple(answers))
-    drawn = [lesson.answer for lesson in rows.lessons(24, 0, lambda answer: answer == "lumril")]
-    assert drawn[:6] == ["lumril"] * 6 and drawn[12:] == ["red"] * 12
-    assert [lesson.answer for lesson in rows.lessons(24, 0, lambda answer: False)] == [
-        lesson.answer for lesson in rows.lessons(24, 0)
-    ]
-    assert len({lesson.prompt.question for lesson in rows.lessons(100, 0, lambda answer: True)}) == 60
