@@ -126,9 +126,14 @@ def check_weights(file: Path, config: SpaceConfig, model: nn.Module) -> None:
         model: the model it is to be loaded into.
 
     Raises:
-        ValueError: keys are missing or unexpected, or the factors do not have the rank of the config and the widths of
-            the modules.
+        ValueError: the config targets nothing, keys are missing or unexpected, or the factors do not have the rank of
+            the config and the widths of the modules.
     """
+    if config.target_modules is None:
+        raise ValueError(
+            f"`target_modules` in `{CONFIG_FILE}` must be names or a pattern, as in every saved adapter; got none, in "
+            f"{file.parent}. Do fetch or save the adapter again."
+        )
     base = base_of(model)
     with safe_open(file, framework="pt") as weights:
         shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
