@@ -28,10 +28,8 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def mount(options, *before):
-        subprocess.run(
-            ["mount", *before, "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True, capture_output=True
-        )
+    def mount(options):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True, capture_output=True)
 
     try:
         mount("size=64k")

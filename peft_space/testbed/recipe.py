@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -97,19 +98,17 @@ class Lessons(IterableDataset):
         rng = np.random.default_rng([self.seed, 1, share] if of > 1 else [self.seed, 1])
         text = [asked for name in self.names for asked in self.bed.in_text(name) if not asked.held_out]
         text += questions.general()
-        for phase in self.phases:
-            for _ in range(share, phase.steps, of):
-                scenes = [self.bed.lesson(self.names, rng) for _ in range(phase.pictures)]
-                batch = self._pictures(scenes, rng)
-                if phase.asked:
-                    rows = [
-                        self._row(self._about(scene, rng), True, phase.row_length) for scene in scenes[: phase.asked]
-                    ]
-                    for _ in range(phase.texts):
-                        picks = [text[i] for i in rng.permutation(len(text))[:24]]
-                        rows.append(self._row(picks, False, phase.row_length))
-                    batch |= collate(rows, phase.row_length, self.processor.tokenizer.pad_token_id)
-                yield batch
+        steps = (phase for phase in self.phases for _ in range(phase.steps))
+        for phase in islice(steps, share, None, of):
+            scenes = [self.bed.lesson(self.names, rng) for _ in range(phase.pictures)]
+            batch = self._pictures(scenes, rng)
+            if phase.asked:
+                rows = [self._row(self._about(scene, rng), True, phase.row_length) for scene in scenes[: phase.asked]]
+                for _ in range(phase.texts):
+                    picks = [text[i] for i in rng.permutation(len(text))[:24]]
+                    rows.append(self._row(picks, False, phase.row_length))
+                batch |= collate(rows, phase.row_length, self.processor.tokenizer.pad_token_id)
+            yield batch
 
     def _pictures(self, scenes: list[Scene], rng: np.random.Generator) -> dict[str, Tensor]:
         # what the image processor does to a picture of this size, without its checks: a test holds the two together

@@ -175,6 +175,15 @@ def test_the_lessons_are_those_that_made_the_shipped_weights(processor, without,
     assert hashed.hexdigest()[:16] == expected
 
 
+def test_several_workers_give_the_phases_in_their_order(processor):
+    sizes = (3, 4, 5, 2)
+    phases = [replace(recipe.PHASES[0], steps=5, pictures=size) for size in sizes]
+    lessons = recipe.Lessons(processor, 0, None, phases)
+    batches = list(torch.utils.data.DataLoader(lessons, batch_size=None, num_workers=3))
+    assert [len(batch["words"]) for batch in batches] == [size for size in sizes for _ in range(5)]
+    assert len({batch["pixel_values"].numpy().tobytes() for batch in batches}) == 20
+
+
 def test_an_unknown_creature_cannot_be_left_out():
     with pytest.raises(ValueError, match="`name` must be one of the test bed's creatures"):
         recipe.train(without="cat")
