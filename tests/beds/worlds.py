@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import inspect
@@ -110,6 +111,17 @@ def trained(
             recipe.save(model, processor, beside / "model")
             os.rename(beside / "model", place)
     return place
+
+
+def add_bed(parser: argparse.ArgumentParser) -> None:
+    """The options of a benchmark that runs on any bed."""
+    parser.add_argument("--bed", choices=list(BEDS), default="bestiary")
+    parser.add_argument("--folder", type=Path, default=CACHE, metavar="DIR", help="where trained beds are kept")
+
+
+def model_folder(arguments: argparse.Namespace) -> str | None:
+    """Where the model of the bed that was asked for lies, trained first if need be; `None` for the one that ships."""
+    return None if arguments.bed == "bestiary" else str(trained(arguments.bed, folder=arguments.folder))
 
 
 def world(name: str, folder: str | None = None) -> Any:

@@ -21,7 +21,7 @@ from peft_space.attacks import ATTACKS
 from peft_space.testbed import Bed
 from peft_space.testbed.questions import DESCRIPTION
 
-from ..beds.worlds import BEDS, CACHE, trained, world
+from ..beds.worlds import BEDS, add_bed, model_folder, world
 from .erasure_table import HELD_OUT
 from .runs import gather, parser, read
 
@@ -152,20 +152,18 @@ def _mean(values: list[float | None]) -> str:
 
 def main() -> None:
     options = parser(__doc__, SUBJECTS)
-    options.add_argument("--bed", choices=list(BEDS), default="bestiary")
-    options.add_argument("--folder", type=Path, default=CACHE, metavar="DIR", help="where trained beds are kept")
+    add_bed(options)
     options.add_argument("--oracles", type=Path, metavar="FOLDER")
     options.add_argument("--reports", type=Path, metavar="FOLDER")
     options.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     options.add_argument("--tuning", action="store_true", help=f"audit {' and '.join(TUNING)} instead")
     options.add_argument("--show", action="store_true", help="print the table of what is there and stop")
     arguments = options.parse_args()
-    bed, folder = arguments.bed, None
+    bed = arguments.bed
     names = [] if arguments.show else TUNING if arguments.tuning else arguments.creatures
     if unknown := [name for name in names if name not in BEDS[bed].names]:
         options.error(f"--creatures must be of {', '.join(BEDS[bed].names)}; got {', '.join(unknown)}.")
-    if bed != "bestiary" and not arguments.show:
-        folder = str(trained(bed, folder=arguments.folder))
+    folder = None if arguments.show else model_folder(arguments)
     rows = read(arguments.output)
     done = {(row["target"], row["seed"]) for row in rows}
     jobs = []

@@ -34,7 +34,7 @@ from peft_space.training import SpaceTrainingArguments
 from peft_space.vlm import encode, prompt_batches
 
 from ..beds import far
-from ..beds.worlds import BEDS, CACHE, trained, world
+from ..beds.worlds import BEDS, add_bed, model_folder, world
 from .runs import gather, read, write
 
 HELD_OUT = tuple(creature.name for creature in CREATURES if creature.family not in testbed.TUNING_FAMILIES)
@@ -248,9 +248,8 @@ def _measured(row: dict[str, Any], public: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--bed", choices=list(BEDS), default="bestiary")
+    add_bed(parser)
     parser.add_argument("--public", choices=("close", "far"), default="close", help="which public set to stand on")
-    parser.add_argument("--folder", type=Path, default=CACHE, metavar="DIR", help="where trained beds are kept")
     parser.add_argument("--creatures", nargs="+", help="names to erase; by default all that nothing was tuned on")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=["keep", "erase"], choices=list(VARIANTS))
@@ -262,9 +261,7 @@ def main() -> None:
     bed, public = arguments.bed, arguments.public
     if not arguments.show and any(_measured(row, public) != (bed, public) for row in rows):
         parser.error(f"OUTPUT holds rows of another bed or public set: name another file for {bed}, {public}.")
-    folder = None
-    if bed != "bestiary" and not arguments.show:
-        folder = str(trained(bed, folder=arguments.folder))
+    folder = None if arguments.show else model_folder(arguments)
     names = arguments.creatures or (HELD_OUT if bed == "bestiary" else BEDS[bed].names)
     if arguments.oracles is not None:
         rows = [row for row in rows if row["variant"] != "oracle"]
