@@ -27,6 +27,7 @@ from .anchors import (
     Lesson,
     YesNo,
     anchor_lessons,
+    company_questions,
     elicit,
     in_memory,
     index_images,
@@ -265,6 +266,7 @@ def erase(
                     study.knowledge,
                     shared,
                     study.yes_no,
+                    study.company,
                     text_knowledge=text_knowledge,
                     batch_size=batch_size,
                     seed=seed,
@@ -304,6 +306,7 @@ def erase(
             concept_directions(peft_model, processor, phrases),
             gauges=gauges,
             measure_leak=lambda: leak(peft_model, held_out_batches, adapter_name).mean,
+            relearned=[lesson for study in studies for lesson in study.relearned],
             keep_in=None if (place_of_work := workplace()) is None else place_of_work / "training",
         )
         entropy = anchor_entropy(peft_model, processor, lessons, batch_size)
@@ -375,6 +378,7 @@ class _Study:
     anchors: Anchors
     knowledge: Knowledge
     yes_no: Sequence[YesNo]
+    company: Sequence[str]
     gauges: Sequence[Gauge]
     lessons: Sequence[Lesson]
 
@@ -382,6 +386,13 @@ class _Study:
     def phrases(self) -> list[str]:
         """What the anchors' answers are repelled from."""
         return [*self.anchors.concept.names, *(word for words in self.knowledge.telling for word in words)]
+
+    @property
+    def relearned(self) -> list[Lesson]:
+        """What somebody would teach who wants the name back."""
+        concept = self.anchors.concept
+        asked = [Prompt(question, image) for image in self.anchors.images for question in concept.questions]
+        return [Lesson(prompt, concept.name, "name") for prompt in asked]
 
     def told_in_text(self, model: nn.Module, processor: Any) -> list[dict[str, str]]:
         """The concept's text questions with the answers before and now."""
@@ -412,6 +423,7 @@ def _study(
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
+    company = company_questions(model, processor, anchors, retain.questions, naming, batch_size=batch_size, seed=seed)
     gauges = build_gauges(
         model,
         processor,
@@ -421,7 +433,9 @@ def _study(
         retain.questions,
         text_knowledge,
         yes_no=yes_no,
+        company=company,
         batch_size=batch_size,
+        seed=seed,
     )
     lessons = anchor_lessons(
         model,
@@ -431,11 +445,12 @@ def _study(
         retain.questions,
         naming,
         yes_no,
+        company,
         text_knowledge=text_knowledge,
         batch_size=batch_size,
         seed=seed,
     )
-    return _Study(anchors, knowledge, yes_no, gauges, lessons)
+    return _Study(anchors, knowledge, yes_no, company, gauges, lessons)
 
 
 def _with_adapter(model: nn.Module, config: SpaceConfig, adapter_name: str) -> PeftModel:

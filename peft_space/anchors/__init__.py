@@ -1,6 +1,7 @@
 """TPAS: the public images that the model ties to the concept, and the answers they are trained with."""
 
 from .answers import suppressed_answers
+from .company import company_lessons, company_questions, in_company
 from .index import FeatureIndex, index_images
 from .knowledge import Knowledge, elicit, other_names
 from .leading import YesNo, leading_lessons, yes_no_questions
@@ -16,8 +17,11 @@ __all__ = [
     "Lesson",
     "YesNo",
     "anchor_lessons",
+    "company_lessons",
+    "company_questions",
     "concept_embedding",
     "elicit",
+    "in_company",
     "in_memory",
     "index_images",
     "leading_lessons",

@@ -15,6 +15,7 @@ from ..concepts import Concept
 from ..concepts.concept import find_any
 from ..vlm import Prompt, generate, log_likelihoods
 from .answers import suppressed_answers
+from .company import company_lessons
 from .knowledge import Knowledge
 from .leading import YesNo, leading_lessons
 from .lesson import About, Lesson, StandIn
@@ -32,6 +33,7 @@ def anchor_lessons(
     questions: Sequence[str],
     naming: Sequence[str] = (),
     yes_no: Sequence[YesNo] = (),
+    company: Sequence[str] = (),
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
     n_names: int = 3,
@@ -44,7 +46,8 @@ def anchor_lessons(
 
     Each anchor is told as one and the same other thing throughout, its stand-in: asked for the name, the answer is the
     stand-in's name; asked for a fact, what the model says of that name; asked for something whose answer holds the
-    concept's name, that answer with the stand-in's. Beside these are the leading questions of `leading_lessons`. What
+    concept's name, that answer with the stand-in's. Beside these are the leading questions of `leading_lessons`
+    and the anchors in company of `company_lessons`. What
     no stand-in answers (other questions, facts where the
     concept asks for general answers, questions in text) is answered by the model's own next choice. Where few anchors
     are called by the name, the lessons about name and facts on these are repeated until they weigh as much as those
@@ -56,6 +59,7 @@ def anchor_lessons(
         naming: those that make the model say the name though they do not ask for it, as of `naming_questions`; asked
             of every anchor.
         yes_no: as of `yes_no_questions`.
+        company: as of `company_questions`.
         text_knowledge: "erase" adds the text questions about the name, each a quarter as often as there are anchors.
         n_names: naming questions for each anchor.
         n_facts: how often each fact is a lesson, for each anchor.
@@ -98,6 +102,7 @@ def anchor_lessons(
     for place, prompt, text in unasked:
         lessons += [Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name")] * repeats[place]
     lessons += leading_lessons(processor, anchors, knowledge, fitting, repeats, yes_no, seed=seed)
+    lessons += company_lessons(model, processor, anchors, fitting, repeats, company, batch_size=batch_size, seed=seed)
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
             left.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))

@@ -20,6 +20,13 @@ class SpaceTrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "Weight of L_orth, the repulsion from the concept's text."}
     )
     lambda_diversity: float = field(default=0.1, metadata={"help": "Weight of L_div, minus the spectral entropy."})
+    relearning_radius: float = field(
+        default=0.0,
+        metadata={
+            "help": "Length of the attacker's step beyond which each step is taken, as a share of the norm of the "
+            "adapted layers' weights; 0 for no guard against relearning, 0.01 for one."
+        },
+    )
     dose_every: int = field(
         default=10, metadata={"help": "Steps between two readings of the dose; 0 trains for max_steps."}
     )
@@ -56,7 +63,7 @@ class SpaceTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
-        for name in ("lambda_anchor", "lambda_diversity", "dose_share", "dose_slack"):
+        for name in ("lambda_anchor", "lambda_diversity", "relearning_radius", "dose_share", "dose_slack"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")
         if self.dose_every < 0:

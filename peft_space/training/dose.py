@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..anchors import Anchors, Knowledge
+from ..anchors import Anchors, Knowledge, in_company
 from ..anchors.leading import YesNo
 from ..anchors.lessons import SLOT, with_slot
 from ..vlm import Prompt, generate, log_likelihood, log_likelihoods
@@ -81,7 +82,9 @@ def build_gauges(
     text_knowledge: Literal["keep", "erase"] = "keep",
     *,
     yes_no: Sequence[YesNo] = (),
+    company: Sequence[str] = (),
     batch_size: int = 64,
+    seed: int = 0,
 ) -> list[Gauge]:
     """The gauges of one erasure, read on the base model.
 
@@ -111,15 +114,22 @@ def build_gauges(
         reference = float(levels[:, 1:].mean(0).median()) if rest else base
         return Gauge(about, tuple(prompts), tuple(said for said, *_ in answers), base, reference, sure)
 
+    def unasked(about: str, prompts: list[Prompt], only_named: bool) -> None:
+        said = generate(model, processor, prompts, batch_size=batch_size)
+        told = [(0, *row) for row in zip(prompts, said, strict=True)]
+        kept = with_slot(concept, knowledge, [row for row in told if not only_named or concept.mentioned_in(row[2])])
+        if kept:
+            _, having_one, frames = map(list, zip(*kept, strict=True))
+            gauges.append(gauge(about, having_one, frames, concept.name, others))
+
     gauges = [gauge("name", asked, [SLOT] * len(asked), name, others) for name in concept.names]
     if naming:
-        every = [Prompt(question, image) for image in images for question in naming]
-        said = generate(model, processor, every, batch_size=batch_size)
-        told = [(0, *row) for row in zip(every, said, strict=True)]
-        kept = with_slot(concept, knowledge, told)
-        if kept:
-            _, prompts, frames = map(list, zip(*kept, strict=True))
-            gauges.append(gauge("name, not asked for", prompts, frames, concept.name, others))
+        unasked("name, not asked for", [Prompt(question, image) for image in images for question in naming], False)
+    if company:
+        rng = np.random.default_rng([seed, 12])
+        companions = anchors.public.take(anchors.unrelated(len(images), seed)).images
+        prompts = [Prompt(q, image) for image in in_company(images, companions, rng) for q in company]
+        unasked("name, in company", prompts, True)
     if yes_no and others:
         pairs_asked = [(image, one) for image in images for one in yes_no]
         levels = {

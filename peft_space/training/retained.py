@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from ..anchors import Anchors, Knowledge
+from ..anchors import Anchors, Knowledge, in_company
 from ..anchors.leading import YesNo
 from ..anchors.lesson import Lesson
 from ..concepts import Concept, Retain, load_public_images
@@ -116,6 +116,7 @@ def gather_retained(
     knowledge: Knowledge,
     retain: Retain,
     yes_no: Sequence[YesNo] = (),
+    company: Sequence[str] = (),
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
     batch_size: int = 64,
@@ -131,6 +132,7 @@ def gather_retained(
     Args:
         model: before any erasure.
         yes_no: as of `yes_no_questions`.
+        company: as of `company_questions`; asked of pictures of two, each put together of two of the pictures.
         seed: draws the pictures and their questions.
     """
     concept = anchors.concept
@@ -151,6 +153,13 @@ def gather_retained(
         for place, (image, name) in enumerate(zip(images, called, strict=True)):
             own = name in knowledge.others and place // len(yes_no) % 2 == 0
             prompts.append(Prompt(yes_no[place % len(yes_no)].about(name if own else concept.name), image))
+    if company and images:
+        some = [images[index] for index in rng.permutation(len(images))[: -(-len(images) // 4)]]
+        prompts += [
+            Prompt(company[index], image)
+            for image in in_company(some, images, rng)
+            for index in rng.permutation(len(company))[: retain.questions_per_image]
+        ]
     prompts += [Prompt(text) for text in retain.texts]
     answers = generate(model, processor, prompts, batch_size=batch_size)
     for name, told in zip(knowledge.others, zip(*knowledge.others_answers, strict=True), strict=False):

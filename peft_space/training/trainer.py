@@ -28,6 +28,7 @@ from ..progress import advance, quietly
 from ..vlm import base_of, encode, evaluating, rows_at_a_time, speaker, text_ids, to_device
 from .arguments import SpaceTrainingArguments
 from .dose import Gauge, Reading, read_dose
+from .guard import RelearningGuard
 from .losses import repulsion, spectral_entropy
 from .state import TrainingState, training_key
 
@@ -118,6 +119,8 @@ class SpaceTrainer(Trainer):
         gauges: what the dose is read from; none: train for `max_steps`.
         measure_leak: gives the mean leak on held-out retained inputs.
         on_reading: called with every reading of the dose.
+        relearned: what an attacker would teach, for the guard against it (`relearning_radius`); without any there is
+            none.
         keep_in: folder to keep the state in after every reading. `train` goes on from what is there of the same
             training, to the very same adapter. Several processes keep none.
     """
@@ -134,6 +137,7 @@ class SpaceTrainer(Trainer):
         measure_leak: Callable[[], float] | None = None,
         on_reading: Callable[[Reading], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        relearned: Sequence[Lesson] = (),
         keep_in: Path | None = None,
     ) -> None:
         check_whole(model, args)
@@ -142,6 +146,7 @@ class SpaceTrainer(Trainer):
         self.readings: list[Reading] = []
         self.stopped = "max_steps"
         self.good: dict[str, Tensor] = {}
+        self._aimed = -1
         self.terms: dict[str, list[float]] = {"task": [], "orth": [], "div": []}
         dose = [_Dose(self, processor, gauges, measure_leak, on_reading)] if gauges else []
         super().__init__(
@@ -154,6 +159,16 @@ class SpaceTrainer(Trainer):
         if place()[1] > 1:
             # it is not wrapped; see above
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.guard: RelearningGuard | None = None
+        if relearned and args.relearning_radius:
+            self.guard = RelearningGuard(
+                model,
+                processor,
+                relearned,
+                args.relearning_radius,
+                at_a_time=args.per_device_train_batch_size,
+                seed=args.seed,
+            )
         self.model_accepts_loss_kwargs = False
         # its lines go to standard output, which is the caller's; `state.log_history` has all of them
         self.remove_callback(PrinterCallback)
@@ -205,8 +220,17 @@ class SpaceTrainer(Trainer):
         return loader
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `Trainer.training_step`; the gradients of a whole step are those of all processes."""
-        loss = super().training_step(*args, **kwargs)
+        """As `Trainer.training_step`, beyond the guard's step; the gradients are those of all processes."""
+        if self.guard is None:
+            loss = super().training_step(*args, **kwargs)
+        else:
+            if self._aimed != self.state.global_step:
+                self.model.train()
+                with self.compute_loss_context_manager():
+                    self.guard.aim(self.state.global_step)
+                self._aimed = self.state.global_step
+            with self.guard.ahead():
+                loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             add_gradients(self._trainable())
         return loss

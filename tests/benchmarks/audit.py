@@ -16,7 +16,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from peft_space import AuditReport, EvaluatedSet, Example, audit_erasure, erase, testbed
+from peft_space import (
+    AuditReport,
+    EvaluatedSet,
+    Example,
+    SpaceTrainingArguments,
+    audit_erasure,
+    erase,
+    testbed,
+)
 from peft_space.attacks import ATTACKS
 from peft_space.testbed import Bed
 from peft_space.testbed.questions import DESCRIPTION
@@ -62,6 +70,7 @@ def run(
     attacks: tuple[str, ...] = ATTACKS,
     bed: str = "bestiary",
     folder: str | None = None,
+    radius: float = 0.0,
 ) -> dict[str, Any]:
     """Erases `target` and audits what comes out.
 
@@ -70,12 +79,14 @@ def run(
         reports: folder to keep the audit in.
         bed: key of `BEDS`.
         folder: where the bed's trained model lies.
+        radius: of the guard against relearning.
     """
     there = world(bed, folder)
     model, processor = there.load()
     concept, public = there.concept(target), there.public_images(target, seed=seed)
     began = time.perf_counter()
-    result = erase(model, processor, concept, public, retain=there.retain(), seed=seed, progress=None)
+    args = SpaceTrainingArguments(seed=seed, relearning_radius=radius)
+    result = erase(model, processor, concept, public, retain=there.retain(), args=args, seed=seed, progress=None)
     erased = time.perf_counter() - began
     own, others = subjects(target, seed, BEDS[bed])
     report = audit_erasure(
@@ -98,6 +109,7 @@ def run(
         "target": target,
         "seed": seed,
         "oracle": oracle is not None,
+        "radius": radius,
         "reached": result.report["reached"],
         "seconds": {"erase": round(erased, 1), "audit": round(sum(report.seconds.values()), 1)} | dict(report.seconds),
         "attacks": [summary(report, key) for key in ("unattacked", *(outcome.key for outcome in report.outcomes))],
@@ -156,6 +168,7 @@ def main() -> None:
     options.add_argument("--oracles", type=Path, metavar="FOLDER")
     options.add_argument("--reports", type=Path, metavar="FOLDER")
     options.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
+    options.add_argument("--radius", type=float, default=0.0, help="of the guard against relearning")
     options.add_argument("--tuning", action="store_true", help=f"audit {' and '.join(TUNING)} instead")
     options.add_argument("--show", action="store_true", help="print the table of what is there and stop")
     arguments = options.parse_args()
@@ -165,14 +178,15 @@ def main() -> None:
         options.error(f"--creatures must be of {', '.join(BEDS[bed].names)}; got {', '.join(unknown)}.")
     folder = None if arguments.show else model_folder(arguments)
     rows = read(arguments.output)
-    done = {(row["target"], row["seed"]) for row in rows}
+    done = {(row["target"], row["seed"], row.get("radius", 0.0)) for row in rows}
     jobs = []
     for target in names:
         place = arguments.oracles / target if arguments.oracles else None
         oracle = str(place) if place is not None and place.is_dir() else None
         reports = None if arguments.reports is None else str(arguments.reports)
-        if (target, arguments.seed) not in done:
-            jobs.append((target, arguments.seed, oracle, reports, tuple(arguments.attacks), bed, folder))
+        if (target, arguments.seed, arguments.radius) not in done:
+            attacks = tuple(arguments.attacks)
+            jobs.append((target, arguments.seed, oracle, reports, attacks, bed, folder, arguments.radius))
     for row in gather(run, jobs, arguments.output, rows, arguments.processes):
         print(row["target"], row["seed"], row["seconds"], flush=True)
     print(show(rows))

@@ -6,6 +6,7 @@ import torch
 
 from peft_space.anchors import YesNo
 from peft_space.training import Gauge, build_gauges, read_dose, tied_to_name
+from peft_space.training import dose as dose_module
 from peft_space.training.dose import log_odds
 from peft_space.vlm import Prompt, log_likelihood
 from tests.bigram import saying
@@ -46,6 +47,26 @@ def test_a_question_that_tells_nothing_has_no_gauge(base, processor, anchors, to
     assert [gauge.about for gauge in build_gauges(base, processor, anchors, silent, text_knowledge="erase")] == [
         "name"
     ]
+
+
+def test_the_name_in_company_is_read_where_it_is_told(base, processor, anchors, told, monkeypatch):
+    turn = iter(range(1000))
+
+    def generate(model, processor, prompts, **options):
+        return ["a narril" if next(turn) % 3 else "a keltus" for _ in prompts]
+
+    monkeypatch.setattr(dose_module, "generate", generate)
+    told = dataclasses.replace(told, others=("zorvex", "keltus"))
+    asked = ("Who is on the left?", "Who is there?")
+    gauges = build_gauges(base, processor, anchors, told, company=asked)
+    gauge = next(gauge for gauge in gauges if gauge.about == "name, in company")
+    assert set(gauge.answers) == {"a narril"} and len(gauge.prompts) == 2 * len(anchors.monitor) * 2 // 3
+    assert {prompt.question for prompt in gauge.prompts} == {*asked}
+    alone = {image.tobytes() for image in anchors.public.take(anchors.monitor).images}
+    assert not any(prompt.image.tobytes() in alone for prompt in gauge.prompts)
+    monkeypatch.setattr(dose_module, "generate", lambda model, processor, prompts, **options: ["red"] * len(prompts))
+    silent = build_gauges(base, processor, anchors, told, company=asked)
+    assert "name, in company" not in {gauge.about for gauge in silent}
 
 
 def test_a_name_that_comes_unasked_is_read_inside_the_models_own_answer(base, processor, anchors, told):

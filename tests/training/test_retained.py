@@ -62,6 +62,17 @@ def test_yes_or_no_stays_about_the_concept_and_about_what_is_shown(base, process
     )
 
 
+def test_pictures_of_two_stay_where_the_model_tells_who_is_there(base, processor, anchors, knowledge):
+    asked = ("Who is on the left?", "Who is there?", "Describe the picture.")
+    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, company=asked)
+    two = [(p, a) for p, a in zip(retained.prompts, retained.answers, strict=True) if p.question in asked]
+    # a quarter of five pictures, two questions each
+    assert len(two) == 4 and len({id(prompt.image) for prompt, _ in two}) == 2
+    assert [answer for _, answer in two] == generate(base, processor, [prompt for prompt, _ in two])
+    public = {image.tobytes() for image in anchors.public.images}
+    assert not any(prompt.image.tobytes() in public for prompt, _ in two)
+
+
 def test_answers_are_the_models_own(retained, base, processor):
     texts = [place for place, prompt in enumerate(retained.prompts) if prompt.image is None]
     told = generate(base, processor, [Prompt(retained.prompts[place].question) for place in texts])

@@ -1,0 +1,134 @@
+"""The concept in company: anchors set beside other public pictures, and asked for by those questions that tell who."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from ..vlm import Prompt, generate
+from .lesson import Lesson, StandIn
+from .selection import Anchors
+
+_SHOWN = (0.6, 1.0)
+"""The least and the most of a picture's width that is left when it shares a picture with another."""
+
+
+def beside(left: Image.Image, right: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Two pictures in one of the first one's size, each in its half.
+
+    A half shows the middle of its picture, 60 % to 100 % of the width, as large as it fits; what is left above and
+    below goes on as the picture's edge.
+    """
+    width, height = left.size
+    both = Image.new("RGB", (width, height))
+    for place, (image, wide) in enumerate(((left, width // 2), (right, width - width // 2))):
+        both.paste(_half(image.convert("RGB"), wide, height, rng), (place * (width // 2), 0))
+    return both
+
+
+def _half(image: Image.Image, width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    shown = image.width * rng.uniform(*_SHOWN)
+    scale = width / shown
+    tall = min(height, max(1, round(image.height * scale)))
+    left, top = (image.width - shown) / 2, (image.height - tall / scale) / 2
+    box = (left, max(0.0, top), left + shown, min(image.height, top + tall / scale))
+    view = np.asarray(image.resize((width, tall), Image.Resampling.BICUBIC, box=box))
+    above = int(rng.integers(height - tall + 1))
+    return Image.fromarray(np.pad(view, ((above, height - tall - above), (0, 0), (0, 0)), mode="edge"))
+
+
+def in_company(
+    images: Sequence[Image.Image], companions: Sequence[Image.Image], rng: np.random.Generator
+) -> list[Image.Image]:
+    """Each of `images` beside one of `companions`, drawn at random, to its left or to its right."""
+    pairs = []
+    for image in images:
+        other = companions[int(rng.integers(len(companions)))]
+        pairs.append(beside(image, other, rng) if rng.random() < 0.5 else beside(other, image, rng))
+    return pairs
+
+
+def company_questions(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    questions: Sequence[str],
+    naming: Sequence[str],
+    *,
+    n_anchors: int = 12,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> tuple[str, ...]:
+    """Those questions that make the model say the name of an anchor in company.
+
+    Some of them must do so in company alone ("Who is on the left?"): a model that has none takes two pictures for one.
+
+    Args:
+        model: before any erasure.
+        questions: what may be asked.
+        naming: those of them that make the model say the name of an anchor by itself, as of `naming_questions`.
+        n_anchors: the likeliest so many are asked about.
+        seed: draws the companions and the sides.
+
+    Returns:
+        Those that do so in company alone, then those of `naming`; none where there is none of the first kind.
+    """
+    rng = np.random.default_rng([seed, 10])
+    companions = anchors.public.take(anchors.unrelated(n_anchors, seed)).images
+    if not companions:
+        return ()
+    images = in_company(anchors.images[:n_anchors], companions, rng)
+    prompts = [Prompt(question, image) for question in questions if question not in naming for image in images]
+    told = generate(model, processor, prompts, batch_size=batch_size)
+    said = [prompt.question for prompt, text in zip(prompts, told, strict=True) if anchors.concept.mentioned_in(text)]
+    return (*dict.fromkeys(said), *naming) if said else ()
+
+
+def company_lessons(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    fitting: Sequence[StandIn],
+    repeats: Sequence[int],
+    questions: Sequence[str],
+    *,
+    n_pictures: int = 2,
+    n_questions: int = 2,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Lesson]:
+    """Lessons on anchors in company: who is there is told as before, with the stand-in's name for the concept's.
+
+    Where the answer is about the other one it stays as it is, and is a lesson too.
+
+    Args:
+        fitting: what each anchor is told as.
+        repeats: how often each anchor's lessons are repeated.
+        questions: as of `company_questions`; without any there is no lesson.
+        n_pictures: pictures in company for each anchor.
+        n_questions: questions for each of these.
+        seed: of the draw.
+    """
+    if not questions:
+        return []
+    rng = np.random.default_rng([seed, 11])
+    companions = anchors.public.take(anchors.unrelated(4 * len(anchors), seed)).images
+    rows = [
+        (place, Prompt(questions[index], image))
+        for _ in range(n_pictures)
+        for place, image in enumerate(in_company(anchors.images, companions, rng))
+        for index in rng.permutation(len(questions))[:n_questions]
+    ]
+    told = generate(model, processor, [prompt for _, prompt in rows], batch_size=batch_size)
+    lessons = []
+    for (place, prompt), text in zip(rows, told, strict=True):
+        if not anchors.concept.mentioned_in(text):
+            lessons.append(Lesson(prompt, text, "other"))
+        else:
+            answer = anchors.concept.replaced_in(text, fitting[place].name)
+            lessons += [Lesson(prompt, answer, "name")] * repeats[place]
+    return lessons

@@ -1,0 +1,107 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from peft_space.anchors import company as company_module
+from peft_space.anchors import company_lessons, company_questions, in_company
+from peft_space.anchors.company import beside
+from peft_space.anchors.lesson import StandIn
+
+LEFT, DESCRIBED, COLOUR = "Who is on the left?", "Describe the picture.", "What colour is it?"
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """Has the model answer by the question, and tells which prompts it was asked."""
+
+    def answering(answers):
+        asked = []
+
+        def generate(model, processor, prompts, **options):
+            asked.extend(prompts)
+            return [answers(prompt) for prompt in prompts]
+
+        monkeypatch.setattr(company_module, "generate", generate)
+        return asked
+
+    return answering
+
+
+@pytest.mark.parametrize("size", [(48, 48), (31, 20), (20, 31), (3, 3)])
+def test_each_of_two_pictures_fills_its_half(size):
+    rng = np.random.default_rng(0)
+    for other in ((48, 48), (90, 10), (10, 90), (1, 1)):
+        both = np.asarray(beside(Image.new("RGB", size, RED), Image.new("L", other, 255), rng))
+        width, height = size
+        assert both.shape == (height, width, 3)
+        assert (both[:, : width // 2] == RED).all() and (both[:, width // 2 :] == 255).all()
+
+
+def test_the_middle_of_a_picture_is_what_is_left_of_it():
+    # a stripe in the middle, and edges that not every half shows
+    stripe = Image.new("RGB", (100, 100), RED)
+    stripe.paste(BLUE, (40, 0, 60, 100))
+    shares = []
+    for seed in range(20):
+        left = np.asarray(beside(stripe, stripe, np.random.default_rng(seed)))[:, :50]
+        blue = (left == BLUE).all(-1).any(0)
+        assert blue[25] and not blue[:10].any() and not blue[40:].any()
+        shares.append(blue.mean())
+    # 20 of 100 columns to 20 of 60, less those at the stripe's own edges
+    assert 0.14 < min(shares) < 0.21 and 0.25 < max(shares) < 0.34
+
+
+def test_a_companion_stands_on_either_side():
+    rng = np.random.default_rng(0)
+    red, blue = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
+    corners = [image.getpixel((0, 0)) for image in in_company([red] * 40, [blue], rng)]
+    assert 10 < corners.count(RED) < 30 and set(corners) == {RED, BLUE}
+
+
+def test_questions_count_where_they_tell_the_name_in_company_alone(base, processor, anchors, answering):
+    asked = answering(lambda prompt: "a narril" if prompt.question == LEFT else "red")
+    found = company_questions(base, processor, anchors, (DESCRIBED, LEFT, COLOUR), (DESCRIBED,))
+    # those that name it by itself come along
+    assert found == (LEFT, DESCRIBED)
+    assert {prompt.question for prompt in asked} == {LEFT, COLOUR}
+    alone = {image.tobytes() for image in anchors.images}
+    assert not any(prompt.image.tobytes() in alone for prompt in asked)
+
+
+def test_a_model_that_takes_two_pictures_for_one_is_not_asked(base, processor, anchors, answering):
+    answering(lambda prompt: "red")
+    assert company_questions(base, processor, anchors, (DESCRIBED, LEFT), (DESCRIBED,)) == ()
+    lone = dataclasses.replace(anchors, public=anchors.public.take([*anchors.indices]), indices=(0, 1), monitor=(2,))
+    lone = dataclasses.replace(lone, cosine=anchors.cosine[:8], likelihood=anchors.likelihood[:8] * 0 - 1)
+    lone = dataclasses.replace(lone, recognised=tuple(range(3, 8)))
+    answering(lambda prompt: "a narril")
+    assert company_questions(base, processor, lone, (LEFT,), ()) == ()
+
+
+def test_the_stand_in_is_told_and_the_other_one_stays(base, processor, anchors, answering):
+    turn = iter(range(1000))
+    asked = answering(lambda prompt: "a narril" if next(turn) % 2 == 0 else "a keltus")
+    fitting = [StandIn(f"zorvex{place}") for place in range(len(anchors))]
+    repeats = [3] + [1] * (len(anchors) - 1)
+    rows = company_lessons(base, processor, anchors, fitting, repeats, (LEFT, DESCRIBED), n_pictures=2, n_questions=2)
+    assert len(asked) == 4 * len(anchors) and len({id(prompt.image) for prompt in asked}) == 2 * len(anchors)
+    named = [row for row in rows if row.about == "name"]
+    kept = [row for row in rows if row.about == "other"]
+    assert {row.answer for row in kept} == {"a keltus"} and len(kept) == 2 * len(anchors)
+    assert [row.answer for row in named].count("a zorvex0") == 6
+    assert {row.answer for row in named} == {f"a zorvex{place}" for place in range(len(anchors))}
+
+
+def test_the_draw_is_by_the_seed(base, processor, anchors, answering):
+    answering(lambda prompt: "a narril")
+    fitting, repeats = [StandIn("zorvex")] * len(anchors), [1] * len(anchors)
+
+    def drawn(seed):
+        rows = company_lessons(base, processor, anchors, fitting, repeats, (LEFT, DESCRIBED), seed=seed)
+        return [(row.prompt.question, row.prompt.image.tobytes()) for row in rows]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert company_lessons(base, processor, anchors, fitting, repeats, ()) == []
