@@ -423,7 +423,7 @@ def _study(
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
-    company = company_questions(model, processor, anchors, retain.questions, naming, batch_size=batch_size, seed=seed)
+    company = company_questions(model, processor, anchors, retain.questions, batch_size=batch_size, seed=seed)
     gauges = build_gauges(
         model,
         processor,

@@ -13,14 +13,14 @@ from ..vlm import Prompt, generate
 from .lesson import Lesson, StandIn
 from .selection import Anchors
 
-_SHOWN = (0.6, 1.0)
+_SHOWN = (0.6, 0.9)
 """The least and the most of a picture's width that is left when it shares a picture with another."""
 
 
 def beside(left: Image.Image, right: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Two pictures in one of the first one's size, each in its half.
 
-    A half shows the middle of its picture, 60 % to 100 % of the width, as large as it fits; what is left above and
+    A half shows the middle of its picture, 60 % to 90 % of the width, as large as it fits; what is left above and
     below goes on as the picture's edge.
     """
     width, height = left.size
@@ -57,35 +57,30 @@ def company_questions(
     processor: Any,
     anchors: Anchors,
     questions: Sequence[str],
-    naming: Sequence[str],
     *,
     n_anchors: int = 12,
     batch_size: int = 64,
     seed: int = 0,
 ) -> tuple[str, ...]:
-    """Those questions that make the model say the name of an anchor in company.
+    """Those questions to which the model answers with the name where an anchor is beside another picture.
 
-    Some of them must do so in company alone ("Who is on the left?"): a model that has none takes two pictures for one.
+    A single mention is enough. A model that knows nothing in half a picture has none.
 
     Args:
         model: before any erasure.
         questions: what may be asked.
-        naming: those of them that make the model say the name of an anchor by itself, as of `naming_questions`.
         n_anchors: the likeliest so many are asked about.
         seed: draws the companions and the sides.
-
-    Returns:
-        Those that do so in company alone, then those of `naming`; none where there is none of the first kind.
     """
     rng = np.random.default_rng([seed, 10])
     companions = anchors.public.take(anchors.unrelated(n_anchors, seed)).images
     if not companions:
         return ()
     images = in_company(anchors.images[:n_anchors], companions, rng)
-    prompts = [Prompt(question, image) for question in questions if question not in naming for image in images]
+    prompts = [Prompt(question, image) for question in questions for image in images]
     told = generate(model, processor, prompts, batch_size=batch_size)
     said = [prompt.question for prompt, text in zip(prompts, told, strict=True) if anchors.concept.mentioned_in(text)]
-    return (*dict.fromkeys(said), *naming) if said else ()
+    return tuple(dict.fromkeys(said))
 
 
 def company_lessons(

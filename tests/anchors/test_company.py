@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from peft_space.anchors import company as company_module
@@ -50,8 +51,8 @@ def test_the_middle_of_a_picture_is_what_is_left_of_it():
         blue = (left == BLUE).all(-1).any(0)
         assert blue[25] and not blue[:10].any() and not blue[40:].any()
         shares.append(blue.mean())
-    # 20 of 100 columns to 20 of 60, less those at the stripe's own edges
-    assert 0.14 < min(shares) < 0.21 and 0.25 < max(shares) < 0.34
+    # 20 of 90 columns to 20 of 60, less those at the stripe's own edges
+    assert 0.16 < min(shares) < 0.22 and 0.25 < max(shares) < 0.34
 
 
 def test_a_companion_stands_on_either_side():
@@ -61,24 +62,27 @@ def test_a_companion_stands_on_either_side():
     assert 10 < corners.count(RED) < 30 and set(corners) == {RED, BLUE}
 
 
-def test_questions_count_where_they_tell_the_name_in_company_alone(base, processor, anchors, answering):
-    asked = answering(lambda prompt: "a narril" if prompt.question == LEFT else "red")
-    found = company_questions(base, processor, anchors, (DESCRIBED, LEFT, COLOUR), (DESCRIBED,))
-    # those that name it by itself come along
-    assert found == (LEFT, DESCRIBED)
-    assert {prompt.question for prompt in asked} == {LEFT, COLOUR}
+def test_questions_count_to_which_the_name_is_told_in_company(base, processor, anchors, answering):
+    asked = answering(lambda prompt: "a narril" if prompt.question in (LEFT, DESCRIBED) else "red")
+    assert company_questions(base, processor, anchors, (DESCRIBED, COLOUR, LEFT)) == (DESCRIBED, LEFT)
+    assert {prompt.question for prompt in asked} == {DESCRIBED, COLOUR, LEFT}
     alone = {image.tobytes() for image in anchors.images}
     assert not any(prompt.image.tobytes() in alone for prompt in asked)
+    turn = iter(range(1000))
+    answering(lambda prompt: "a narril" if next(turn) == 9 else "red")
+    assert company_questions(base, processor, anchors, (DESCRIBED, LEFT)) == (LEFT,)
 
 
-def test_a_model_that_takes_two_pictures_for_one_is_not_asked(base, processor, anchors, answering):
+def test_a_model_that_knows_nothing_in_half_a_picture_has_none(base, processor, anchors, answering):
     answering(lambda prompt: "red")
-    assert company_questions(base, processor, anchors, (DESCRIBED, LEFT), (DESCRIBED,)) == ()
-    lone = dataclasses.replace(anchors, public=anchors.public.take([*anchors.indices]), indices=(0, 1), monitor=(2,))
-    lone = dataclasses.replace(lone, cosine=anchors.cosine[:8], likelihood=anchors.likelihood[:8] * 0 - 1)
-    lone = dataclasses.replace(lone, recognised=tuple(range(3, 8)))
-    answering(lambda prompt: "a narril")
-    assert company_questions(base, processor, lone, (LEFT,), ()) == ()
+    assert company_questions(base, processor, anchors, (DESCRIBED, LEFT)) == ()
+
+
+def test_without_other_pictures_there_is_no_company(base, processor, anchors, answering):
+    asked = answering(lambda prompt: "a narril")
+    lone = dataclasses.replace(anchors, public=anchors.public.take([*range(8)]), indices=(0, 1), monitor=(2,))
+    lone = dataclasses.replace(lone, cosine=anchors.cosine[:8], likelihood=torch.zeros(8), recognised=(3, 4, 5, 6, 7))
+    assert company_questions(base, processor, lone, (LEFT,)) == () and asked == []
 
 
 def test_the_stand_in_is_told_and_the_other_one_stays(base, processor, anchors, answering):
