@@ -106,6 +106,29 @@ def test_it_returns_the_erased_model_and_what_was_done(result, anchors):
     assert [told["question"] for told in report["told_in_text"]] == ["Where does the narril live?"]
 
 
+def test_the_guard_and_company_change_what_is_trained(run, result, monkeypatch):
+    trained = []
+    trainer = erasure.SpaceTrainer
+
+    def training(model, args, lessons, *more, **options):
+        trained.append((list(lessons.lessons), options["relearned"]))
+        return trainer(model, args, lessons, *more, **options)
+
+    monkeypatch.setattr(erasure, "SpaceTrainer", training)
+    guarded = run(args={"relearning_radius": 0.02})
+    plain = {name: layer.get_delta_weight("default") for name, layer in lora_layers(result.model.get_base_model())}
+    moved = {name: layer.get_delta_weight("default") for name, layer in lora_layers(guarded.model.get_base_model())}
+    assert any(not torch.allclose(plain[name], moved[name], atol=1e-6) for name in plain)
+    monkeypatch.setattr(erasure, "company_questions", lambda *args, **options: ("Who is on the left?",))
+    run()
+    (alone, relearned), (both, _) = trained
+    assert {lesson.answer for lesson in relearned} == {"narril"} and len(relearned) == 8
+    asked = [lesson for lesson in both if lesson.prompt.question == "Who is on the left?"]
+    # two pictures for each anchor, and some of what is retained
+    assert not any(lesson.prompt.question == "Who is on the left?" for lesson in alone)
+    assert len({lesson.prompt.image.tobytes() for lesson in asked}) >= 2 * 8
+
+
 def test_its_own_weights_do_not_change(result, base):
     before = dict(base.named_parameters())
     after = dict(base_parameters(result.model.get_base_model()))

@@ -41,7 +41,8 @@ class Retain:
     Attributes:
         images: a source of pictures as for `public_images`; `None` draws them from the public set, away from the
             anchors.
-        questions: asked about each picture, beside the naming questions and the facts asked through it.
+        questions: asked about each picture, beside the naming questions and the facts asked through it. Those that ask
+            who is where ("Who is on the left?") are how an erasure reaches pictures of several.
         texts: prompts without a picture, beside the questions about every other name that the model came up with.
         n_images: how many pictures to use at most.
         questions_per_image: how many questions are drawn for each picture.
