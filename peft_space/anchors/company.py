@@ -91,14 +91,15 @@ def company_lessons(
     repeats: Sequence[int],
     questions: Sequence[str],
     *,
-    n_pictures: int = 2,
-    n_questions: int = 2,
+    n_pictures: int = 6,
+    n_questions: int = 3,
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Lesson]:
     """Lessons on anchors in company: who is there is told as before, with the stand-in's name for the concept's.
 
-    Where the answer is about the other one it stays as it is, and is a lesson too.
+    Where the answer is about the other one it stays as it is, and is a lesson too, so far as there are as many with
+    the name.
 
     Args:
         fitting: what each anchor is told as.
@@ -119,11 +120,11 @@ def company_lessons(
         for index in rng.permutation(len(questions))[:n_questions]
     ]
     told = generate(model, processor, [prompt for _, prompt in rows], batch_size=batch_size)
-    lessons = []
+    named, kept = [], []
     for (place, prompt), text in zip(rows, told, strict=True):
-        if not anchors.concept.mentioned_in(text):
-            lessons.append(Lesson(prompt, text, "other"))
-        else:
+        if anchors.concept.mentioned_in(text):
             answer = anchors.concept.replaced_in(text, fitting[place].name)
-            lessons += [Lesson(prompt, answer, "name")] * repeats[place]
-    return lessons
+            named += [Lesson(prompt, answer, "name")] * repeats[place]
+        else:
+            kept.append(Lesson(prompt, text, "other"))
+    return named + kept[: len(named)]
