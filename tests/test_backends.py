@@ -61,7 +61,9 @@ def result(stored, processor, concept, public, anchors, folder):
         anchors=anchors,
         config=SpaceConfig(r=4, concept="narril"),
         retain=Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8),
-        args=SpaceTrainingArguments(max_steps=2, dose_every=2, per_device_train_batch_size=4, learning_rate=1e-2),
+        args=SpaceTrainingArguments(
+            max_steps=2, dose_every=2, per_device_train_batch_size=4, learning_rate=1e-2, relearning_radius=0.01
+        ),
         output_dir=folder,
         progress=None,
     )

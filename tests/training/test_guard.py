@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import torch
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from peft_space import SpaceConfig, SpaceTrainer, SpaceTrainingArguments
+from peft_space import SpaceConfig, SpaceTrainer, SpaceTrainingArguments, load_base
 from peft_space.anchors import Lesson
 from peft_space.training import Lessons, concept_directions
 from peft_space.training.guard import RelearningGuard
@@ -69,6 +70,18 @@ def test_it_follows_nearly_all_of_the_gradient(adapted, processor, lessons):
     along = sum(float((a * b).sum()) for a, b in zip(moved, slopes, strict=True))
     lengths = math.hypot(*(float(a.norm()) for a in moved)) * math.hypot(*(float(b.norm()) for b in slopes))
     assert along / lengths > 0.6
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_a_base_in_few_bits_is_moved_as_its_weights_say(base, base_folder, processor, lessons, bits):
+    few, _ = load_base(base_folder, device="cpu", **{bits: True})
+    guard = RelearningGuard(get_peft_model(few, SpaceConfig(r=4)).train(), processor, lessons, 0.01)
+    whole = RelearningGuard(get_peft_model(copy.deepcopy(base), SpaceConfig(r=4)).train(), processor, lessons, 0.01)
+    assert guard.length == pytest.approx(whole.length, rel=0.05)
+    before = said(guard.model, processor, lessons)
+    guard.aim(0)
+    with guard.ahead():
+        assert said(guard.model, processor, lessons) > before + 1e-3
 
 
 def test_small_batches_make_the_same_step(adapted, processor, lessons):
