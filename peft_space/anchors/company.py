@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from ..vlm import Prompt, generate
+from .knowledge import questions_that_name
 from .lesson import Lesson, StandIn
 from .selection import Anchors
 
@@ -61,7 +62,7 @@ def company_questions(
     n_anchors: int = 12,
     batch_size: int = 64,
     seed: int = 0,
-) -> tuple[str, ...]:
+) -> list[str]:
     """Those questions to which the model answers with the name where an anchor is beside another picture.
 
     A single mention is enough. A model that knows nothing in half a picture has none.
@@ -75,12 +76,9 @@ def company_questions(
     rng = np.random.default_rng([seed, 10])
     companions = anchors.public.take(anchors.unrelated(n_anchors, seed)).images
     if not companions:
-        return ()
+        return []
     images = in_company(anchors.images[:n_anchors], companions, rng)
-    prompts = [Prompt(question, image) for question in questions for image in images]
-    told = generate(model, processor, prompts, batch_size=batch_size)
-    said = [prompt.question for prompt, text in zip(prompts, told, strict=True) if anchors.concept.mentioned_in(text)]
-    return tuple(dict.fromkeys(said))
+    return questions_that_name(model, processor, anchors.concept, questions, images, batch_size=batch_size)
 
 
 def company_lessons(

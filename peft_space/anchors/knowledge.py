@@ -68,6 +68,22 @@ def other_names(
     return tuple(names[:most])
 
 
+def questions_that_name(
+    model: nn.Module,
+    processor: Any,
+    concept: Concept,
+    questions: Sequence[str],
+    images: Sequence[Image.Image],
+    *,
+    batch_size: int = 64,
+) -> list[str]:
+    """Those of `questions` to which the model answers with the concept's name about one of `images` at least."""
+    prompts = [Prompt(question, image) for question in questions for image in images]
+    told = generate(model, processor, prompts, batch_size=batch_size)
+    said = [prompt.question for prompt, text in zip(prompts, told, strict=True) if concept.mentioned_in(text)]
+    return list(dict.fromkeys(said))
+
+
 def elicit(model: nn.Module, processor: Any, concept: Concept, others: Sequence[str]) -> Knowledge:
     """Asks the model in text what it knows of the concept and of `others`.
 

@@ -16,7 +16,7 @@ from ..concepts.concept import find_any
 from ..vlm import Prompt, generate, log_likelihoods
 from .answers import suppressed_answers
 from .company import company_lessons
-from .knowledge import Knowledge
+from .knowledge import Knowledge, questions_that_name
 from .leading import YesNo, leading_lessons
 from .lesson import About, Lesson, StandIn
 from .selection import Anchors
@@ -198,7 +198,4 @@ def naming_questions(
     "Describe the picture" is one: the likeliest anchors are asked, and a single mention is enough.
     """
     images = anchors.images[:n_anchors]
-    prompts = [Prompt(question, image) for question in questions for image in images]
-    told = generate(model, processor, prompts, batch_size=batch_size)
-    said = [prompt.question for prompt, text in zip(prompts, told, strict=True) if anchors.concept.mentioned_in(text)]
-    return list(dict.fromkeys(said))
+    return questions_that_name(model, processor, anchors.concept, questions, images, batch_size=batch_size)

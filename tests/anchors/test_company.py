@@ -7,6 +7,7 @@ from PIL import Image
 
 from peft_space.anchors import company as company_module
 from peft_space.anchors import company_lessons, company_questions, in_company
+from peft_space.anchors import knowledge as knowledge_module
 from peft_space.anchors.company import beside
 from peft_space.anchors.lesson import StandIn
 
@@ -26,6 +27,7 @@ def answering(monkeypatch):
             return [answers(prompt) for prompt in prompts]
 
         monkeypatch.setattr(company_module, "generate", generate)
+        monkeypatch.setattr(knowledge_module, "generate", generate)
         return asked
 
     return answering
@@ -64,25 +66,25 @@ def test_a_companion_stands_on_either_side():
 
 def test_questions_count_to_which_the_name_is_told_in_company(base, processor, anchors, answering):
     asked = answering(lambda prompt: "a narril" if prompt.question in (LEFT, DESCRIBED) else "red")
-    assert company_questions(base, processor, anchors, (DESCRIBED, COLOUR, LEFT)) == (DESCRIBED, LEFT)
+    assert company_questions(base, processor, anchors, (DESCRIBED, COLOUR, LEFT)) == [DESCRIBED, LEFT]
     assert {prompt.question for prompt in asked} == {DESCRIBED, COLOUR, LEFT}
     alone = {image.tobytes() for image in anchors.images}
     assert not any(prompt.image.tobytes() in alone for prompt in asked)
     turn = iter(range(1000))
     answering(lambda prompt: "a narril" if next(turn) == 9 else "red")
-    assert company_questions(base, processor, anchors, (DESCRIBED, LEFT)) == (LEFT,)
+    assert company_questions(base, processor, anchors, (DESCRIBED, LEFT)) == [LEFT]
 
 
 def test_a_model_that_knows_nothing_in_half_a_picture_has_none(base, processor, anchors, answering):
     answering(lambda prompt: "red")
-    assert company_questions(base, processor, anchors, (DESCRIBED, LEFT)) == ()
+    assert company_questions(base, processor, anchors, (DESCRIBED, LEFT)) == []
 
 
 def test_without_other_pictures_there_is_no_company(base, processor, anchors, answering):
     asked = answering(lambda prompt: "a narril")
     lone = dataclasses.replace(anchors, public=anchors.public.take([*range(8)]), indices=(0, 1), monitor=(2,))
     lone = dataclasses.replace(lone, cosine=anchors.cosine[:8], likelihood=torch.zeros(8), recognised=(3, 4, 5, 6, 7))
-    assert company_questions(base, processor, lone, (LEFT,)) == () and asked == []
+    assert company_questions(base, processor, lone, (LEFT,)) == [] and asked == []
 
 
 def test_the_stand_in_is_told_and_the_other_one_stays(base, processor, anchors, answering):

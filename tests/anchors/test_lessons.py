@@ -7,6 +7,7 @@ from PIL import Image
 
 from peft_space import Concept
 from peft_space.anchors import Lesson, anchor_lessons, naming_questions, varied
+from peft_space.anchors import knowledge as knowledge_module
 from peft_space.anchors import lessons as lessons_module
 from peft_space.anchors.lessons import SLOT, StandIn, stand_ins, with_slot
 from peft_space.vlm import Prompt, log_likelihood
@@ -52,7 +53,7 @@ def test_a_question_that_makes_the_model_say_the_name_is_found(base, processor, 
     def generate(model, processor, prompts, **options):
         return ["a narril in the sea" if prompt.question == QUESTIONS[3] else "red" for prompt in prompts]
 
-    monkeypatch.setattr(lessons_module, "generate", generate)
+    monkeypatch.setattr(knowledge_module, "generate", generate)
     assert naming_questions(base, processor, anchors, QUESTIONS) == [QUESTIONS[3]]
 
 
