@@ -86,11 +86,11 @@ def company_lessons(
     processor: Any,
     anchors: Anchors,
     fitting: Sequence[StandIn],
-    repeats: Sequence[int],
     questions: Sequence[str],
     *,
     n_pictures: int = 6,
     n_questions: int = 3,
+    n_lessons: int = 3,
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Lesson]:
@@ -101,10 +101,10 @@ def company_lessons(
 
     Args:
         fitting: what each anchor is told as.
-        repeats: how often each anchor's lessons are repeated.
         questions: as of `company_questions`; without any there is no lesson.
         n_pictures: pictures in company for each anchor.
         n_questions: questions for each of these.
+        n_lessons: most lessons with the name for each anchor, in the mean.
         seed: of the draw.
     """
     if not questions:
@@ -121,8 +121,9 @@ def company_lessons(
     named, kept = [], []
     for (place, prompt), text in zip(rows, told, strict=True):
         if anchors.concept.mentioned_in(text):
-            answer = anchors.concept.replaced_in(text, fitting[place].name)
-            named += [Lesson(prompt, answer, "name")] * repeats[place]
+            named.append(Lesson(prompt, anchors.concept.replaced_in(text, fitting[place].name), "name"))
         else:
             kept.append(Lesson(prompt, text, "other"))
+    most = len(anchors) * n_lessons
+    named = [named[index] for index in rng.permutation(len(named))[:most]]
     return named + kept[: len(named)]

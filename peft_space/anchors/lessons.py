@@ -102,7 +102,7 @@ def anchor_lessons(
     for place, prompt, text in unasked:
         lessons += [Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name")] * repeats[place]
     lessons += leading_lessons(processor, anchors, knowledge, fitting, repeats, yes_no, seed=seed)
-    lessons += company_lessons(model, processor, anchors, fitting, repeats, company, batch_size=batch_size, seed=seed)
+    lessons += company_lessons(model, processor, anchors, fitting, company, batch_size=batch_size, seed=seed)
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
             left.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))
