@@ -26,7 +26,7 @@ from peft_space import (
     vlm,
 )
 from peft_space._peft import base_parameters, lora_layers
-from peft_space.anchors import Knowledge, other_names
+from peft_space.anchors import Knowledge, company, other_names
 from peft_space.vlm import Prompt, encode
 from tests.adapters import shake, space
 from tests.bigram import saying
@@ -120,6 +120,7 @@ def test_the_guard_and_company_change_what_is_trained(run, result, monkeypatch):
     moved = {name: layer.get_delta_weight("default") for name, layer in lora_layers(guarded.model.get_base_model())}
     assert any(not torch.allclose(plain[name], moved[name], atol=1e-6) for name in plain)
     monkeypatch.setattr(erasure, "company_questions", lambda *args, **options: ("Who is on the left?",))
+    monkeypatch.setattr(company, "generate", lambda model, processor, prompts, **options: ["a narril"] * len(prompts))
     run()
     (alone, relearned), (both, _) = trained
     assert {lesson.answer for lesson in relearned} == {"narril"} and len(relearned) == 8

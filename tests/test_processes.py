@@ -243,7 +243,7 @@ def test_they_stop_at_the_same_step_when_the_dose_is_reached(alone, found):
 
 
 @pytest.mark.slow
-def test_the_first_writes_and_the_last_waits(found, folder):
+def test_the_first_writes_and_the_last_waits(found, alone, folder):
     assert [one["there"] for one in found] == [True] * PROCESSES
     written, known = ({file.name for file in (folder / name).iterdir()} for name in ("together", "alone"))
     assert written == known
