@@ -306,7 +306,7 @@ def erase(
             concept_directions(peft_model, processor, phrases),
             gauges=gauges,
             measure_leak=lambda: leak(peft_model, held_out_batches, adapter_name).mean,
-            relearned=[lesson for study in studies for lesson in study.relearned],
+            relearned=[lesson for study in studies for lesson in study.relearned] if args.relearning_radius else (),
             keep_in=None if (place_of_work := workplace()) is None else place_of_work / "training",
         )
         entropy = anchor_entropy(peft_model, processor, lessons, batch_size)

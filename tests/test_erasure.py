@@ -125,7 +125,7 @@ def test_the_guard_and_company_change_what_is_trained(run, result, monkeypatch):
     (alone, relearned), (both, _) = trained
     assert {lesson.answer for lesson in relearned} == {"narril"} and len(relearned) == 8
     asked = [lesson for lesson in both if lesson.prompt.question == "Who is on the left?"]
-    # two pictures for each anchor, and some of what is retained
+    # of the six pictures for each anchor two at least are left among the lessons
     assert not any(lesson.prompt.question == "Who is on the left?" for lesson in alone)
     assert len({lesson.prompt.image.tobytes() for lesson in asked}) >= 2 * 8
 

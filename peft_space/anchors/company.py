@@ -111,10 +111,11 @@ def company_lessons(
         return []
     rng = np.random.default_rng([seed, 11])
     companions = anchors.public.take(anchors.unrelated(4 * len(anchors), seed)).images
+    images = anchors.images
     rows = [
         (place, Prompt(questions[index], image))
         for _ in range(n_pictures)
-        for place, image in enumerate(in_company(anchors.images, companions, rng))
+        for place, image in enumerate(in_company(images, companions, rng))
         for index in rng.permutation(len(questions))[:n_questions]
     ]
     told = generate(model, processor, [prompt for _, prompt in rows], batch_size=batch_size)

@@ -47,11 +47,10 @@ def anchor_lessons(
     Each anchor is told as one and the same other thing throughout, its stand-in: asked for the name, the answer is the
     stand-in's name; asked for a fact, what the model says of that name; asked for something whose answer holds the
     concept's name, that answer with the stand-in's. Beside these are the leading questions of `leading_lessons`
-    and the anchors in company of `company_lessons`. What
-    no stand-in answers (other questions, facts where the
-    concept asks for general answers, questions in text) is answered by the model's own next choice. Where few anchors
-    are called by the name, the lessons about name and facts on these are repeated until they weigh as much as those
-    on all others.
+    and the anchors in company of `company_lessons`. What no stand-in answers (other questions, facts where the concept
+    asks for general answers, questions in text) is answered by the model's own next choice. Where few anchors are
+    called by the name, the lessons about name and facts on these are repeated until they weigh as much as those on
+    all others.
 
     Args:
         model: before any erasure.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,16 +222,13 @@ class SpaceTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `Trainer.training_step`, beyond the guard's step; the gradients are those of all processes."""
-        if self.guard is None:
+        if self.guard is not None and self._aimed != self.state.global_step:
+            self.model.train()
+            with self.compute_loss_context_manager():
+                self.guard.aim(self.state.global_step)
+            self._aimed = self.state.global_step
+        with nullcontext() if self.guard is None else self.guard.ahead():
             loss = super().training_step(*args, **kwargs)
-        else:
-            if self._aimed != self.state.global_step:
-                self.model.train()
-                with self.compute_loss_context_manager():
-                    self.guard.aim(self.state.global_step)
-                self._aimed = self.state.global_step
-            with self.guard.ahead():
-                loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             add_gradients(self._trainable())
         return loss
