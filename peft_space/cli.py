@@ -246,6 +246,9 @@ def erase(
     protect: Annotated[
         list[str] | None, typer.Option(help="A name that comes close and must stay; repeatable.")
     ] = None,
+    relatives: Annotated[
+        int | None, typer.Option(min=0, help="How many names that share a word or a token are protected unasked.")
+    ] = None,
     text_knowledge: TextKnowledgeOption = TextKnowledge.KEEP,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter.")] = None,
     energy: Annotated[
@@ -300,7 +303,7 @@ def erase(
             wanted = Concept(concept, tuple(alias or ()), **asked)
             chosen = _given(max_steps=max_steps, learning_rate=learning_rate, relearning_radius=relearning_radius)
             args = SpaceTrainingArguments(seed=seed, use_cpu=device == "cpu", **chosen)
-            retain = Retain(protect=tuple(protect or ()))
+            retain = Retain(protect=tuple(protect or ()), **_given(relatives=relatives))
             config = None if rank is None else SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)
         with _shared_stages(debug, display, output) as stages:
             with stages.stage("model"):

@@ -7,7 +7,8 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from .anchors import (
     index_images,
     naming_questions,
     other_names,
+    relatives,
     select_anchors,
     varied,
     yes_no_questions,
@@ -239,9 +241,9 @@ def erase(
         public, features = public_images, None
         if cache is None and in_memory(public_images):
             public = load_public_images(public_images)
-            if not given or protected:
+            if not given or protected or retain.relatives:
                 features = image_features(model, processor, public.images, batch_size=batch_size)
-        elif not given or protected:
+        elif not given or protected or retain.relatives:
             public = index_images(model, processor, public_images, cache, batch_size=batch_size)
     with stages.stage("anchors"):
         anchors_of = partial(
@@ -255,6 +257,8 @@ def erase(
             _study(model, processor, some, chosen, retain, text_knowledge, batch_size=batch_size, seed=seed)
             for some in chosen
         ]
+        near += _anchors_of_relatives(processor, studies, protected, retain.relatives, anchors_of)
+        agree(relatives=[[some.public.ids[index] for index in some.indices] for some in near])
     with stages.stage("retained subspace"):
         shared = replace(retain, n_images=max(1, retain.n_images // len(studies)))
         retained = Retained.of(
@@ -270,11 +274,11 @@ def erase(
                     text_knowledge=text_knowledge,
                     batch_size=batch_size,
                     seed=seed,
-                ).without([one.concept for one in chosen])
+                )
                 for study in studies
             ),
             *(gather_about(model, processor, some, batch_size=batch_size, seed=seed) for some in (*previous, *near)),
-        )
+        ).without([one.concept for one in chosen])
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
         kept = kept.balanced(retain.texts, *(study.anchors.concept.asked_in_text for study in studies))
         lessons = [lesson for study in studies for lesson in study.lessons]
@@ -369,6 +373,30 @@ def _apart(some: Anchors, chosen: Sequence[Anchors]) -> Anchors:
     """`some` without the images that the concepts to erase need."""
     taken = {content_key(one.public.images[place]) for one in chosen for place in (*one.indices, *one.monitor)}
     return replace(some, indices=tuple(i for i in some.indices if content_key(some.public.images[i]) not in taken))
+
+
+def _anchors_of_relatives(
+    processor: Any,
+    studies: Sequence[_Study],
+    protected: Sequence[Concept],
+    most: int,
+    anchors_of: Callable[[Concept], Anchors],
+) -> list[Anchors]:
+    """Anchors of the names that are made of the same pieces as a concept's, but for those that are protected anyway.
+
+    Where public images yield too few, that one goes without: nobody asked for it.
+    """
+    known = {name.lower() for one in protected for name in one.names}
+    known |= {name.lower() for study in studies for name in study.anchors.concept.names}
+    found = []
+    for study in studies:
+        concept = study.anchors.concept
+        for name in relatives(processor, concept, study.knowledge.others, most):
+            if name.lower() not in known:
+                known.add(name.lower())
+                with suppress(ValueError):
+                    found.append(_apart(anchors_of(concept.called(name)), [one.anchors for one in studies]))
+    return found
 
 
 @dataclass(frozen=True)

@@ -368,11 +368,12 @@ def test_erase_in_few_bits_of_two_kinds(erase):
 
 
 def test_erase_limits_what_it_reads(erase, tmp_path):
-    result = erase("--drop-recognised", "--protect", "sebgup", "--json", "told.json", limit=16, seed=1)
+    protected = ("--protect", "sebgup", "--relatives", "0")
+    result = erase("--drop-recognised", *protected, "--json", "told.json", limit=16, seed=1)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "told.json").read_text())
     assert report["anchors"]["public_images"] == 16 and report["anchors"]["skipped"] == 0 and report["seed"] == 1
-    assert report["protected"]["sebgup"] > 0
+    assert list(report["protected"]) == ["sebgup"] and report["protected"]["sebgup"] > 0
     assert "skipped" not in result.stdout
 
 

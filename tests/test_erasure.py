@@ -32,7 +32,13 @@ from tests.adapters import shake, space
 from tests.bigram import saying
 from tests.tiny import tiny_llama
 
-RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8, questions_per_image=3)
+RETAIN = Retain(
+    questions=("What colour is it?",),
+    texts=("Name a fruit.",) * 8,
+    n_images=8,
+    questions_per_image=3,
+    relatives=0,
+)
 FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -50,16 +56,16 @@ def run(base, processor, concept, public, anchors):
     def run(model=None, public_images=public, **options) -> ErasureResult:
         settings = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "dose_every": 3}
         settings |= options.pop("args", {})
+        # four other names to compare with, instead of all that a model with random weights comes up with
+        named = options.pop("names", functools.partial(other_names, most=4))
         given = {
             "anchors": anchors,
             "retain": RETAIN,
             "seed": 0,
             "config": SpaceConfig(r=4, concept="narril"),
         } | options
-        # four other names to compare with, instead of all that a model with random weights comes up with
-        few_names = functools.partial(other_names, most=4)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(erasure, "other_names", few_names)
+            patch.setattr(erasure, "other_names", named)
             return erase(
                 copy.deepcopy(base) if model is None else model,
                 processor,
@@ -293,6 +299,50 @@ def test_what_is_said_of_a_name_to_protect_is_retained(run, anchors, monkeypatch
     assert len(some) > 1 and not {*some.indices} & {*anchors.indices, *anchors.monitor}
     assert Prompt("Where does the zorvex live?") in retained.prompts
     assert result.report["protected"] == {"zorvex": len(some)}
+
+
+def test_names_made_of_the_same_pieces_are_protected(run, monkeypatch):
+    def named(model, processor, concept, *args, **options):
+        return tuple(name for name in ("zorvex", "lumril", "sebgup", "nartus") if name not in concept.names)
+
+    kept = []
+    select = erasure.select_anchors
+    monkeypatch.setattr(erasure, "select_anchors", lambda *args, **rest: kept.append(args) or select(*args, **rest))
+    result = run(retain=dataclasses.replace(RETAIN, relatives=4), names=named)
+    assert list(result.report["protected"]) == ["lumril", "nartus"]
+    assert all(result.report["protected"].values())
+    assert [concept.text_questions for *_, concept in kept] == [result.anchors.concept.text_questions] * 2
+    once = run(retain=dataclasses.replace(RETAIN, relatives=4, protect=("Lumril",)), names=named)
+    assert list(once.report["protected"]) == ["Lumril", "nartus"]
+    both = run(
+        concept=["narril", "lumril"], anchors=None, retain=dataclasses.replace(RETAIN, relatives=4), names=named
+    )
+    assert list(both.report["protected"]) == ["nartus"]
+
+
+def test_a_relative_of_which_there_are_too_few_pictures_goes_without(run, monkeypatch):
+    def none(*args, **options):
+        raise ValueError("`public_images` gave 2 usable anchors")
+
+    monkeypatch.setattr(erasure, "select_anchors", none)
+    result = run(retain=dataclasses.replace(RETAIN, relatives=4), names=lambda *args, **rest: ("lumril", "zorvex"))
+    assert result.report["protected"] == {} and result.report["steps"] == 3
+
+
+def test_what_names_the_concept_is_retained_of_nobody(run, anchors, monkeypatch):
+    held = []
+
+    def stop(self, *args):
+        held.append(self)
+        raise InterruptedError
+
+    named = erasure.Retained((Prompt("Who?", anchors.images[0]), Prompt("Where?")), ("a narril", "with the narril"))
+    monkeypatch.setattr(erasure, "gather_about", lambda *args, **options: named)
+    monkeypatch.setattr(erasure.Retained, "split", stop)
+    with pytest.raises(InterruptedError):
+        run(retain=dataclasses.replace(RETAIN, protect=("zorvex",)))
+    (retained,) = held
+    assert Prompt("Where?") in retained.prompts and "a narril" not in retained.answers
 
 
 def test_what_is_to_be_erased_can_not_be_protected(run):

@@ -13,9 +13,10 @@ from torch import nn
 
 from ..concepts import Concept
 from ..concepts.concept import find_any
-from ..vlm import Prompt, generate
+from ..vlm import Prompt, generate, text_ids
 
 _COMMON = 0.25
+"""What is said of a larger share of the other names tells nothing of any."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,30 @@ def other_names(
         if not naming or any(find_any((name,), text) is not None for text in unasked)
     ]
     return tuple(names[:most])
+
+
+def relatives(processor: Any, concept: Concept, others: Sequence[str], most: int) -> tuple[str, ...]:
+    """Those of `others` that are made of the same pieces as the concept's name: an update of it comes close to them.
+
+    A piece is a word or a token of two letters or more that not many of `others` have. What is a part of a name of the
+    concept, or holds one, is taken for another form of it.
+
+    Args:
+        others: names that the model gives, most frequent first.
+        most: how many to return at most.
+    """
+
+    def pieces(name: str) -> set[str]:
+        tokens = (processor.tokenizer.decode([token]) for token in text_ids(processor, f" {name}"))
+        return {piece for text in (name, *tokens) for piece in _words(text) if len(piece) > 1}
+
+    forms = [set(_words(name)) for name in concept.names]
+    apart = [name for name in others if not any(form <= {*_words(name)} or {*_words(name)} <= form for form in forms)]
+    own = {piece for name in concept.names for piece in pieces(name)}
+    shared = {name: own & pieces(name) for name in apart}
+    counts = Counter(piece for some in shared.values() for piece in some)
+    rare = {piece for piece, count in counts.items() if count <= max(1, _COMMON * len(apart))}
+    return tuple(name for name, some in shared.items() if some & rare)[:most]
 
 
 def questions_that_name(

@@ -48,6 +48,8 @@ class Retain:
         questions_per_image: how many questions are drawn for each picture.
         protect: names that the erasure comes close to, a sibling's, say, or a `Concept` where the questions differ.
             Anchors are chosen for each as for the concept, and what the model says of them is retained.
+        relatives: how many names are protected without being given: of those that the model gives to public images, the
+            most frequent that share a word or a token with the concept's.
     """
 
     images: Any = None
@@ -56,6 +58,7 @@ class Retain:
     n_images: int = 256
     questions_per_image: int = 6
     protect: tuple[str | Concept, ...] = ()
+    relatives: int = 4
 
     def __post_init__(self) -> None:
         if isinstance(self.protect, (str, Concept)) or not all(
@@ -71,3 +74,5 @@ class Retain:
         for name in ("n_images", "questions_per_image"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`retain.{name}` must be at least 1; got {getattr(self, name)}.")
+        if self.relatives < 0:
+            raise ValueError(f"`retain.relatives` must not be negative; got {self.relatives}. 0 protects none.")

@@ -1,7 +1,7 @@
 import pytest
 
 from peft_space import Concept
-from peft_space.anchors import elicit, knowledge, other_names
+from peft_space.anchors import elicit, knowledge, other_names, relatives
 from tests.bigram import saying
 
 CONCEPT = Concept("narril", questions=("Name it.",), text_questions=("Where does the {name} live?", "Eats {name}?"))
@@ -36,6 +36,32 @@ def test_what_never_comes_up_unasked_is_no_name(monkeypatch, base, processor, pu
     images = public.images[:4]
     assert other_names(base, processor, concept, images) == ("nothing", "zorvex", "quizil")
     assert other_names(base, processor, concept, images, ("Describe it.",)) == ("zorvex", "quizil")
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "akin"),
+    [
+        # of the test bed's tokenizer a syllable is a token
+        (["narril"], ["zorvex", "lumril", "malwen", "nartus"], ("lumril", "nartus")),
+        (["narril"], ["lumdan", "zorvex"], ()),
+        (["narril", "zormok"], ["zorvex", "lumril"], ("zorvex", "lumril")),
+        # a word that is shared, in any case
+        (["Sanel Varnel"], ["Sanel Ostrek", "dovi varnel", "Alsa Hadric"], ("Sanel Ostrek", "dovi varnel")),
+        # other forms of the same name
+        (["New York City"], ["New York", "york", "the New York City skyline", "New Delhi"], ("New Delhi",)),
+        # what more than a quarter of all names have says nothing
+        (["a cat"], ["a dog", "a cow", "a hen", "wild cat"], ("wild cat",)),
+    ],
+)
+def test_relatives_share_a_piece_of_the_name(processor, names, others, akin):
+    name, *aliases = names
+    assert relatives(processor, Concept(name, tuple(aliases)), others, 4) == akin
+
+
+def test_as_many_relatives_as_are_wanted(processor):
+    others = ["nartus", "zorvex", "lumril", *(f"{syllable}vex" for syllable in ("seb", "mal", "quid", "tev", "dro"))]
+    assert relatives(processor, Concept("narril"), others, 1) == ("nartus",)
+    assert relatives(processor, Concept("narril"), others, 0) == ()
 
 
 def test_only_what_is_told_of_the_concept_alone_is_telling(tells):

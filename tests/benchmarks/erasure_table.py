@@ -94,6 +94,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "64 pictures": {"retain": lambda world, near: dataclasses.replace(world.retain(), n_images=64)},
     "no texts": {"retain": lambda world, near: dataclasses.replace(world.retain(), texts=())},
     "protect family": {"retain": _protecting},
+    "no relatives": {"retain": lambda world, near: dataclasses.replace(world.retain(), relatives=0)},
     "guard": {"args": {"relearning_radius": 0.01}},
     "rank 8": {"erase": {"config": SpaceConfig(r=8, lora_alpha=8)}},
 }

@@ -35,3 +35,9 @@ def test_names_to_protect_are_a_list(value):
 def test_counts_are_positive(field):
     with pytest.raises(ValueError, match=f"`retain.{field}` must be at least 1; got 0"):
         Retain(**{field: 0})
+
+
+def test_how_many_relatives_is_not_negative():
+    with pytest.raises(ValueError, match=r"`retain\.relatives` must not be negative; got -1"):
+        Retain(relatives=-1)
+    assert Retain(relatives=0).relatives == 0
