@@ -48,8 +48,8 @@ class Retain:
         questions_per_image: how many questions are drawn for each picture.
         protect: names that the erasure comes close to, a sibling's, say, or a `Concept` where the questions differ.
             Anchors are chosen for each as for the concept, and what the model says of them is retained.
-        relatives: how many names are protected without being given: of those that the model gives to public images, the
-            most frequent that share a word or a token with the concept's.
+        relatives: how many names are protected without being given: the most frequent of those that the model gives to
+            public images and that share a word or a token with the concept's.
     """
 
     images: Any = None
