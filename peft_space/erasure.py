@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from .anchors import (
     elicit,
     in_memory,
     index_images,
+    names_given,
     naming_questions,
     other_names,
     relatives,
@@ -57,7 +59,7 @@ from .training import (
     lessons_at_a_time,
     tied_to_name,
 )
-from .training.retained import Retained, gather_about, gather_retained
+from .training.retained import CANDIDATES, Retained, gather_about, gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
 from .unfinished import workplace, writes_output
 from .vlm import Prompt, check_multimodal, generate, image_features
@@ -253,14 +255,14 @@ def erase(
         near = [_apart(anchors_of(one), chosen) for one in protected]
         agree(anchors=[[some.public.ids[index] for index in some.indices] for some in (*chosen, *near)])
     with stages.stage("knowledge"):
+        shared = replace(retain, n_images=max(1, retain.n_images // len(chosen)))
         studies = [
-            _study(model, processor, some, chosen, retain, text_knowledge, batch_size=batch_size, seed=seed)
+            _study(model, processor, some, chosen, shared, text_knowledge, batch_size=batch_size, seed=seed)
             for some in chosen
         ]
         near += _anchors_of_relatives(processor, studies, protected, retain.relatives, anchors_of)
         agree(relatives=[[some.public.ids[index] for index in some.indices] for some in near])
     with stages.stage("retained subspace"):
-        shared = replace(retain, n_images=max(1, retain.n_images // len(studies)))
         retained = Retained.of(
             *(
                 gather_retained(
@@ -271,6 +273,7 @@ def erase(
                     shared,
                     study.yes_no,
                     study.company,
+                    called=study.called,
                     text_knowledge=text_knowledge,
                     batch_size=batch_size,
                     seed=seed,
@@ -391,7 +394,7 @@ def _anchors_of_relatives(
     found = []
     for study in studies:
         concept = study.anchors.concept
-        for name in relatives(processor, concept, study.knowledge.others, most):
+        for name in relatives(processor, concept, study.names, most):
             if name.lower() not in known:
                 known.add(name.lower())
                 with suppress(ValueError):
@@ -405,6 +408,7 @@ class _Study:
 
     anchors: Anchors
     knowledge: Knowledge
+    called: Mapping[int, str] | None
     yes_no: Sequence[YesNo]
     company: Sequence[str]
     gauges: Sequence[Gauge]
@@ -414,6 +418,12 @@ class _Study:
     def phrases(self) -> list[str]:
         """What the anchors' answers are repelled from."""
         return [*self.anchors.concept.names, *(word for words in self.knowledge.telling for word in words)]
+
+    @property
+    def names(self) -> list[str]:
+        """Names that the model gives to more than one public image, most frequent first."""
+        counts = Counter((self.called or {}).values())
+        return [name for name, count in counts.most_common() if count > 1 and name]
 
     @property
     def relearned(self) -> list[Lesson]:
@@ -450,6 +460,9 @@ def _study(
     naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
+    called = None
+    if retain.images is None or retain.relatives:
+        called = names_given(model, processor, anchors, CANDIDATES * retain.n_images, batch_size=batch_size, seed=seed)
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
     company = company_questions(model, processor, anchors, retain.questions, batch_size=batch_size, seed=seed)
     gauges = build_gauges(
@@ -478,7 +491,7 @@ def _study(
         batch_size=batch_size,
         seed=seed,
     )
-    return _Study(anchors, knowledge, yes_no, company, gauges, lessons)
+    return _Study(anchors, knowledge, called, yes_no, company, gauges, lessons)
 
 
 def _with_adapter(model: nn.Module, config: SpaceConfig, adapter_name: str) -> PeftModel:

@@ -56,16 +56,16 @@ def run(base, processor, concept, public, anchors):
     def run(model=None, public_images=public, **options) -> ErasureResult:
         settings = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "dose_every": 3}
         settings |= options.pop("args", {})
-        # four other names to compare with, instead of all that a model with random weights comes up with
-        named = options.pop("names", functools.partial(other_names, most=4))
         given = {
             "anchors": anchors,
             "retain": RETAIN,
             "seed": 0,
             "config": SpaceConfig(r=4, concept="narril"),
         } | options
+        # four other names to compare with, instead of all that a model with random weights comes up with
+        few_names = functools.partial(other_names, most=4)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(erasure, "other_names", named)
+            patch.setattr(erasure, "other_names", few_names)
             return erase(
                 copy.deepcopy(base) if model is None else model,
                 processor,
@@ -301,31 +301,45 @@ def test_what_is_said_of_a_name_to_protect_is_retained(run, anchors, monkeypatch
     assert result.report["protected"] == {"zorvex": len(some)}
 
 
-def test_names_made_of_the_same_pieces_are_protected(run, monkeypatch):
-    def named(model, processor, concept, *args, **options):
-        return tuple(name for name in ("zorvex", "lumril", "sebgup", "nartus") if name not in concept.names)
+@pytest.fixture
+def calls(monkeypatch):
+    """Has the model call public images by names, each a number of times."""
 
-    kept = []
+    def calls(**times):
+        names = [name for name, count in times.items() for _ in range(count)]
+
+        def given(model, processor, some, n_images, **options):
+            return dict(zip(some.unrelated(n_images), names, strict=False))
+
+        monkeypatch.setattr(erasure, "names_given", given)
+        return dataclasses.replace(RETAIN, relatives=4)
+
+    return calls
+
+
+def test_names_made_of_the_same_pieces_are_protected(run, calls, monkeypatch):
+    retain = calls(lumdan=1, zorvex=3, lumril=2, nartus=3, keltus=2)
+    sought = []
     select = erasure.select_anchors
-    monkeypatch.setattr(erasure, "select_anchors", lambda *args, **rest: kept.append(args) or select(*args, **rest))
-    result = run(retain=dataclasses.replace(RETAIN, relatives=4), names=named)
-    assert list(result.report["protected"]) == ["lumril", "nartus"]
+    monkeypatch.setattr(erasure, "select_anchors", lambda *args, **rest: sought.append(args) or select(*args, **rest))
+    result = run(retain=retain)
+    # keltus shares a piece with nartus alone
+    assert list(result.report["protected"]) == ["nartus", "lumril"]
     assert all(result.report["protected"].values())
-    assert [concept.text_questions for *_, concept in kept] == [result.anchors.concept.text_questions] * 2
-    once = run(retain=dataclasses.replace(RETAIN, relatives=4, protect=("Lumril",)), names=named)
-    assert list(once.report["protected"]) == ["Lumril", "nartus"]
-    both = run(
-        concept=["narril", "lumril"], anchors=None, retain=dataclasses.replace(RETAIN, relatives=4), names=named
-    )
-    assert list(both.report["protected"]) == ["nartus"]
+    assert [one.text_questions for *_, one in sought] == [result.anchors.concept.text_questions] * 2
+    assert list(run(retain=dataclasses.replace(retain, relatives=1)).report["protected"]) == ["nartus"]
+    asked_for = run(retain=dataclasses.replace(retain, protect=("Lumril",)))
+    assert list(asked_for.report["protected"]) == ["Lumril", "nartus"]
+    both = run(concept=["narril", "nartus"], anchors=None, retain=retain)
+    assert list(both.report["protected"]) == ["lumril", "keltus"]
 
 
-def test_a_relative_of_which_there_are_too_few_pictures_goes_without(run, monkeypatch):
+def test_a_relative_of_which_there_are_too_few_pictures_goes_without(run, calls, monkeypatch):
     def none(*args, **options):
         raise ValueError("`public_images` gave 2 usable anchors")
 
     monkeypatch.setattr(erasure, "select_anchors", none)
-    result = run(retain=dataclasses.replace(RETAIN, relatives=4), names=lambda *args, **rest: ("lumril", "zorvex"))
+    result = run(retain=calls(lumril=2))
     assert result.report["protected"] == {} and result.report["steps"] == 3
 
 

@@ -3,7 +3,7 @@
 from .answers import suppressed_answers
 from .company import company_lessons, company_questions, in_company
 from .index import FeatureIndex, index_images
-from .knowledge import Knowledge, elicit, other_names, relatives
+from .knowledge import Knowledge, elicit, names_given, other_names, relatives
 from .leading import YesNo, leading_lessons, yes_no_questions
 from .lesson import Lesson
 from .lessons import anchor_lessons, naming_questions, varied
@@ -26,6 +26,7 @@ __all__ = [
     "index_images",
     "leading_lessons",
     "name_likelihood",
+    "names_given",
     "naming_questions",
     "other_names",
     "projector_cosine",

@@ -14,6 +14,7 @@ from torch import nn
 from ..concepts import Concept
 from ..concepts.concept import find_any
 from ..vlm import Prompt, generate, text_ids
+from .selection import Anchors
 
 _COMMON = 0.25
 """What is said of a larger share of the other names tells nothing of any."""
@@ -67,6 +68,20 @@ def other_names(
         if not naming or any(find_any((name,), text) is not None for text in unasked)
     ]
     return tuple(names[:most])
+
+
+def names_given(
+    model: nn.Module, processor: Any, anchors: Anchors, n_images: int, *, batch_size: int = 64, seed: int = 0
+) -> dict[int, str]:
+    """What the model calls random public images away from the anchors, by their place in `anchors.public`.
+
+    Args:
+        n_images: how many are asked about at most.
+        seed: of the draw.
+    """
+    drawn = anchors.unrelated(n_images, seed)
+    asked = [Prompt(anchors.concept.questions[0], image) for image in anchors.public.take(drawn).images]
+    return dict(zip(drawn, generate(model, processor, asked, batch_size=batch_size), strict=True))
 
 
 def relatives(processor: Any, concept: Concept, others: Sequence[str], most: int) -> tuple[str, ...]:

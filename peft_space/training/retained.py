@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any, Literal
@@ -11,12 +11,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from ..anchors import Anchors, Knowledge, in_company
+from ..anchors import Anchors, Knowledge, in_company, names_given
 from ..anchors.leading import YesNo
 from ..anchors.lesson import Lesson
 from ..concepts import Concept, Retain, load_public_images
 from ..processes import share
 from ..vlm import Prompt, encode, generate, prompt_batches
+
+CANDIDATES = 4
+"""For each picture that is wanted the model names so many public ones, of which the pictures are then taken."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def gather_retained(
     yes_no: Sequence[YesNo] = (),
     company: Sequence[str] = (),
     *,
+    called: Mapping[int, str] | None = None,
     text_knowledge: Literal["keep", "erase"] = "keep",
     batch_size: int = 64,
     seed: int = 0,
@@ -133,15 +137,21 @@ def gather_retained(
         model: before any erasure.
         yes_no: as of `yes_no_questions`.
         company: as of `company_questions`; asked of pictures of two, each put together of two of the pictures.
+        called: as of `names_given`, of `CANDIDATES` times as many images as `retain.n_images`, if that is known.
         seed: draws the pictures and their questions.
     """
     concept = anchors.concept
     images: Sequence[Image.Image]
     if retain.images is None:
-        images, called = _evenly_named(model, processor, anchors, retain.n_images, batch_size=batch_size, seed=seed)
+        if called is None:
+            most = CANDIDATES * retain.n_images
+            called = names_given(model, processor, anchors, most, batch_size=batch_size, seed=seed)
+        chosen = _evenly_named(concept, called, retain.n_images)
+        images, names = anchors.public.take([*chosen]).images, [*chosen.values()]
     else:
         images = load_public_images(retain.images, limit=retain.n_images).images
-        called = _called(model, processor, concept, images, batch_size) if yes_no else []
+        asked = [Prompt(concept.questions[0], image) for image in images] if yes_no else []
+        names = generate(model, processor, asked, batch_size=batch_size)
     rng = np.random.default_rng([seed, 2])
     pool = [*concept.questions, *concept.asked_through_image, *retain.questions]
     prompts = [
@@ -150,7 +160,7 @@ def gather_retained(
         for index in rng.permutation(len(pool))[: retain.questions_per_image]
     ]
     if yes_no:
-        for place, (image, name) in enumerate(zip(images, called, strict=True)):
+        for place, (image, name) in enumerate(zip(images, names, strict=True)):
             own = name in knowledge.others and place // len(yes_no) % 2 == 0
             prompts.append(Prompt(yes_no[place % len(yes_no)].about(name if own else concept.name), image))
     if company and images:
@@ -192,30 +202,15 @@ def gather_about(
     return Retained(tuple(prompts), tuple(generate(model, processor, prompts, batch_size=batch_size)))
 
 
-def _evenly_named(
-    model: nn.Module, processor: Any, anchors: Anchors, n_images: int, *, batch_size: int, seed: int
-) -> tuple[list[Image.Image], list[str]]:
-    """Public images away from the anchors, as many of each name that the model gives as can be; and these names.
+def _evenly_named(concept: Concept, called: Mapping[int, str], n_images: int) -> dict[int, str]:
+    """`n_images` of those that were named, as many of each name as can be.
 
-    Drawn blindly, a name that the model gives to one image in three hundred is retained by chance or not at all. Four
-    times as many as are wanted are drawn, and each answer to the first naming question gives one image in turn; those
-    that the model calls by the concept's name are left out.
+    Drawn blindly, a name that the model gives to one image in three hundred is retained by chance or not at all. So
+    each name gives one image in turn; those that the model calls by the concept's name are left out.
     """
-    concept = anchors.concept
-    drawn = anchors.public.take(anchors.unrelated(4 * n_images, seed)).images
-    answers = _called(model, processor, concept, drawn, batch_size)
-    named: dict[str, list[Image.Image]] = {}
-    for image, answer in zip(drawn, answers, strict=True):
-        if not concept.mentioned_in(answer):
-            named.setdefault(answer, []).append(image)
-    by_name = ([(image, name) for image in images] for name, images in named.items())
-    in_turn = islice((one for turn in zip_longest(*by_name) for one in turn if one is not None), n_images)
-    chosen = list(in_turn)
-    return [image for image, _ in chosen], [name for _, name in chosen]
-
-
-def _called(
-    model: nn.Module, processor: Any, concept: Concept, images: Sequence[Image.Image], batch_size: int
-) -> list[str]:
-    """What the model calls each of `images`."""
-    return generate(model, processor, [Prompt(concept.questions[0], image) for image in images], batch_size=batch_size)
+    named: dict[str, list[int]] = {}
+    for index, name in called.items():
+        if not concept.mentioned_in(name):
+            named.setdefault(name, []).append(index)
+    by_name = ([(index, name) for index in indices] for name, indices in named.items())
+    return dict(islice((one for turn in zip_longest(*by_name) for one in turn if one is not None), n_images))

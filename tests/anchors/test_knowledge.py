@@ -1,7 +1,8 @@
 import pytest
 
 from peft_space import Concept
-from peft_space.anchors import elicit, knowledge, other_names, relatives
+from peft_space.anchors import elicit, knowledge, names_given, other_names, relatives
+from peft_space.vlm import Prompt, generate
 from tests.bigram import saying
 
 CONCEPT = Concept("narril", questions=("Name it.",), text_questions=("Where does the {name} live?", "Eats {name}?"))
@@ -36,6 +37,13 @@ def test_what_never_comes_up_unasked_is_no_name(monkeypatch, base, processor, pu
     images = public.images[:4]
     assert other_names(base, processor, concept, images) == ("nothing", "zorvex", "quizil")
     assert other_names(base, processor, concept, images, ("Describe it.",)) == ("zorvex", "quizil")
+
+
+def test_names_given_are_the_models_own_for_pictures_away_from_the_anchors(base, processor, anchors, concept):
+    given = names_given(base, processor, anchors, 5, seed=1)
+    assert tuple(given) == anchors.unrelated(5, 1)
+    asked = [Prompt(concept.questions[0], anchors.public.images[index]) for index in given]
+    assert [*given.values()] == generate(base, processor, asked)
 
 
 @pytest.mark.parametrize(

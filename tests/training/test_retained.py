@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 from peft_space import Concept, Retain, testbed
-from peft_space.anchors import YesNo
+from peft_space.anchors import YesNo, names_given
 from peft_space.training import retained as retained_module
-from peft_space.training.retained import Retained, gather_about, gather_retained
+from peft_space.training.retained import CANDIDATES, Retained, gather_about, gather_retained
 from peft_space.vlm import Prompt, generate
 
 RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",), n_images=5, questions_per_image=2)
@@ -24,18 +24,23 @@ def test_pictures_are_none_of_the_anchors(retained, anchors):
     assert not pictures & {id(image) for image in taken}
 
 
-def test_pictures_are_drawn_evenly_over_what_the_model_calls_them(base, processor, anchors, knowledge, monkeypatch):
+def test_pictures_are_drawn_evenly_over_what_the_model_calls_them(base, processor, anchors, knowledge):
     free = anchors.unrelated(len(anchors.public), 0)
     labels = [*"bbb", *["a narril"] * 5, *"a" * (len(free) - 8)]
     called = {id(anchors.public.images[index]): label for index, label in zip(free, labels, strict=True)}
 
-    def answer(model, processor, prompts, **kwargs):
-        return ["yes" if prompt.image is None else called[id(prompt.image)] for prompt in prompts]
-
-    monkeypatch.setattr(retained_module, "generate", answer)
     one_question = Retain(n_images=8, questions_per_image=1)
-    drawn = gather_retained(base, processor, anchors, knowledge, one_question)
+    given = dict(zip(free, labels, strict=True))
+    drawn = gather_retained(base, processor, anchors, knowledge, one_question, called=given)
     assert sorted(called[id(prompt.image)] for prompt in drawn.prompts if prompt.image is not None) == [*"aaaaabbb"]
+
+
+def test_what_pictures_are_called_is_asked_where_it_is_not_known(base, processor, anchors, knowledge, retained):
+    given = names_given(base, processor, anchors, CANDIDATES * RETAIN.n_images)
+    assert gather_retained(base, processor, anchors, knowledge, RETAIN, called=given) == retained
+    named = dict.fromkeys(list(given)[:2], "a name")
+    few = gather_retained(base, processor, anchors, knowledge, RETAIN, called=named)
+    assert {id(p.image) for p in few.prompts if p.image} == {id(anchors.public.images[index]) for index in named}
 
 
 def test_each_picture_is_asked_so_many_different_questions(retained):
@@ -54,7 +59,8 @@ def test_yes_or_no_stays_about_the_concept_and_about_what_is_shown(base, process
     asked = [YesNo("Is it a {name}?", "yes", "no"), YesNo("Do you see a {name}?", "yes", "no")]
     for images in (None, list(anchors.public.images[:4])):
         retain = replace(RETAIN, n_images=4, images=images)
-        kept = gather_retained(base, processor, anchors, known, retain, asked)
+        called = dict.fromkeys(anchors.unrelated(4), "zorvex")
+        kept = gather_retained(base, processor, anchors, known, retain, asked, called=called)
         leading = [prompt.question for prompt in kept.prompts if prompt.question.startswith(("Is it", "Do you"))]
         assert leading == ["Is it a zorvex?", "Do you see a zorvex?", "Is it a narril?", "Do you see a narril?"]
     assert not any(
