@@ -13,7 +13,7 @@ from torch import nn
 
 from ..concepts import Concept
 from ..concepts.concept import find_any
-from ..vlm import Prompt, generate, text_ids
+from ..vlm import Prompt, generate, special_in, text_ids
 from .selection import Anchors
 
 _COMMON = 0.25
@@ -102,7 +102,8 @@ def relatives(processor: Any, concept: Concept, others: Sequence[str], most: int
     forms = [set(_words(name)) for name in concept.names]
     apart = [name for name in others if not any(form <= {*_words(name)} or {*_words(name)} <= form for form in forms)]
     own = {piece for name in concept.names for piece in pieces(name)}
-    shared = {name: own & pieces(name) for name in apart}
+    # what spells a special token can't be asked about
+    shared = {name: own & pieces(name) for name in apart if special_in(processor, name) is None}
     counts = Counter(piece for some in shared.values() for piece in some)
     rare = {piece for piece, count in counts.items() if count <= max(1, _COMMON * len(apart))}
     return tuple(name for name, some in shared.items() if some & rare)[:most]

@@ -66,6 +66,10 @@ def test_relatives_share_a_piece_of_the_name(processor, names, others, akin):
     assert relatives(processor, Concept(name, tuple(aliases)), others, 4) == akin
 
 
+def test_what_spells_a_special_token_is_no_relative(processor):
+    assert relatives(processor, Concept("narril"), ["lumril <image>", "nartus"], 4) == ("nartus",)
+
+
 def test_as_many_relatives_as_are_wanted(processor):
     others = ["nartus", "zorvex", "lumril", *(f"{syllable}vex" for syllable in ("seb", "mal", "quid", "tev", "dro"))]
     assert relatives(processor, Concept("narril"), others, 1) == ("nartus",)
