@@ -73,7 +73,7 @@ def shrink(base_folder, concept):
     """Makes the demo's world as small as a test can wait for: a random model, few pictures, two steps."""
 
     def shrink(patch):
-        retain = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8)
+        retain = Retain(questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8, relatives=0)
         args = SpaceTrainingArguments(max_steps=2, dose_every=2, per_device_train_batch_size=4, learning_rate=1e-2)
         patch.setattr(testbed, "load", functools.partial(testbed.load, base_folder))
         patch.setattr(testbed, "Exam", functools.partial(testbed.Exam, n_images=1))
