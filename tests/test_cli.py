@@ -55,7 +55,8 @@ def pictures(public, tmp_path_factory):
 @pytest.fixture
 def erase(run, checkpoint, pictures, monkeypatch):
     """`peft-space erase` on the checkpoint, with what a test changes; `None` takes an option away."""
-    few = functools.partial(Retain, questions=("What colour is it?",), texts=("Name a fruit.",) * 8, n_images=8)
+    texts = ("Name a fruit.",) * 8
+    few = functools.partial(Retain, questions=("What colour is it?",), texts=texts, n_images=8, relatives=0)
     monkeypatch.setattr(concepts, "Retain", few)
     monkeypatch.setattr(erasure, "other_names", functools.partial(other_names, most=4))
 
