@@ -27,6 +27,7 @@ from .anchors import (
     Anchors,
     Knowledge,
     Lesson,
+    TooFewAnchors,
     YesNo,
     anchor_lessons,
     company_questions,
@@ -271,9 +272,9 @@ def erase(
                     study.anchors,
                     study.knowledge,
                     shared,
+                    study.called,
                     study.yes_no,
                     study.company,
-                    called=study.called,
                     text_knowledge=text_knowledge,
                     batch_size=batch_size,
                     seed=seed,
@@ -397,7 +398,7 @@ def _anchors_of_relatives(
         for name in relatives(processor, concept, study.names, most):
             if name.lower() not in known:
                 known.add(name.lower())
-                with suppress(ValueError):
+                with suppress(TooFewAnchors):
                     found.append(_apart(anchors_of(concept.called(name)), [one.anchors for one in studies]))
     return found
 
@@ -408,7 +409,7 @@ class _Study:
 
     anchors: Anchors
     knowledge: Knowledge
-    called: Mapping[int, str] | None
+    called: Mapping[int, str]
     yes_no: Sequence[YesNo]
     company: Sequence[str]
     gauges: Sequence[Gauge]
@@ -422,7 +423,7 @@ class _Study:
     @property
     def names(self) -> list[str]:
         """Names that the model gives to more than one public image, most frequent first."""
-        counts = Counter((self.called or {}).values())
+        counts = Counter(self.called.values())
         return [name for name, count in counts.most_common() if count > 1 and name]
 
     @property
@@ -460,7 +461,7 @@ def _study(
     naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
-    called = None
+    called: Mapping[int, str] = {}
     if retain.images is None or retain.relatives:
         called = names_given(model, processor, anchors, CANDIDATES * retain.n_images, batch_size=batch_size, seed=seed)
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)

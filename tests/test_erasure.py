@@ -26,7 +26,7 @@ from peft_space import (
     vlm,
 )
 from peft_space._peft import base_parameters, lora_layers
-from peft_space.anchors import Knowledge, company, other_names
+from peft_space.anchors import Knowledge, TooFewAnchors, company, other_names
 from peft_space.vlm import Prompt, encode
 from tests.adapters import shake, space
 from tests.bigram import saying
@@ -335,12 +335,16 @@ def test_names_made_of_the_same_pieces_are_protected(run, calls, monkeypatch):
 
 
 def test_a_relative_of_which_there_are_too_few_pictures_goes_without(run, calls, monkeypatch):
-    def none(*args, **options):
-        raise ValueError("`public_images` gave 2 usable anchors")
+    def fails(*args, **options):
+        raise error
 
-    monkeypatch.setattr(erasure, "select_anchors", none)
+    monkeypatch.setattr(erasure, "select_anchors", fails)
+    error = TooFewAnchors("`public_images` gave 2 usable anchors")
     result = run(retain=calls(lumril=2))
     assert result.report["protected"] == {} and result.report["steps"] == 3
+    error = ValueError("something else")
+    with pytest.raises(ValueError, match="something else"):
+        run(retain=calls(lumril=2))
 
 
 def test_what_names_the_concept_is_retained_of_nobody(run, anchors, monkeypatch):

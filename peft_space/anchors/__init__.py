@@ -8,13 +8,14 @@ from .leading import YesNo, leading_lessons, yes_no_questions
 from .lesson import Lesson
 from .lessons import anchor_lessons, naming_questions, varied
 from .scores import concept_embedding, name_likelihood, projector_cosine
-from .selection import Anchors, in_memory, select_anchors
+from .selection import Anchors, TooFewAnchors, in_memory, select_anchors
 
 __all__ = [
     "Anchors",
     "FeatureIndex",
     "Knowledge",
     "Lesson",
+    "TooFewAnchors",
     "YesNo",
     "anchor_lessons",
     "company_lessons",

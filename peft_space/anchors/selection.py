@@ -34,6 +34,10 @@ _SAMPLE = 128
 """So many images that the cosine leaves out are asked about, to see whether it tells anything."""
 
 
+class TooFewAnchors(ValueError):
+    """Too few public images are tied to a name."""
+
+
 @dataclass(frozen=True)
 class Whole:
     """The set behind a `PublicImages` that holds only a short list and a sample of it.
@@ -261,7 +265,7 @@ def select_anchors(
         The anchors with all scores.
 
     Raises:
-        ValueError: an argument is out of range, or too few images pass.
+        ValueError: an argument is out of range, or (`TooFewAnchors`) too few images pass.
         TypeError: the model cannot be asked about images.
     """
     concept = Concept.of(concept)
@@ -326,7 +330,7 @@ def select_anchors(
         n_searched = len(public) if whole is None else whole.images
         best = f"{float(cosine.max()):.3f}" if len(cosine) else "none"
         dropped = f", {len(recognised)} were dropped as recognised" if recognised else ""
-        raise ValueError(
+        raise TooFewAnchors(
             f"`public_images` gave {len(distinct)} usable anchors of {n_searched} images, and at least "
             f"{MIN_ANCHORS + 1} are needed (one is kept out of training): {len(passed)} reached the threshold "
             f"{threshold:.3f}{dropped}; the best score seen is {best}. Lower `threshold` or leave it out, or give "

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from ..anchors import Anchors, Knowledge, in_company, names_given
+from ..anchors import Anchors, Knowledge, in_company
 from ..anchors.leading import YesNo
 from ..anchors.lesson import Lesson
 from ..concepts import Concept, Retain, load_public_images
@@ -118,10 +118,10 @@ def gather_retained(
     anchors: Anchors,
     knowledge: Knowledge,
     retain: Retain,
+    called: Mapping[int, str],
     yes_no: Sequence[YesNo] = (),
     company: Sequence[str] = (),
     *,
-    called: Mapping[int, str] | None = None,
     text_knowledge: Literal["keep", "erase"] = "keep",
     batch_size: int = 64,
     seed: int = 0,
@@ -135,17 +135,15 @@ def gather_retained(
 
     Args:
         model: before any erasure.
+        called: as of `names_given`, of `CANDIDATES` times as many images as `retain.n_images`; not needed where
+            `retain.images` are given.
         yes_no: as of `yes_no_questions`.
         company: as of `company_questions`; asked of pictures of two, each put together of two of the pictures.
-        called: as of `names_given`, of `CANDIDATES` times as many images as `retain.n_images`, if that is known.
         seed: draws the pictures and their questions.
     """
     concept = anchors.concept
     images: Sequence[Image.Image]
     if retain.images is None:
-        if called is None:
-            most = CANDIDATES * retain.n_images
-            called = names_given(model, processor, anchors, most, batch_size=batch_size, seed=seed)
         chosen = _evenly_named(concept, called, retain.n_images)
         images, names = anchors.public.take([*chosen]).images, [*chosen.values()]
     else:

@@ -13,8 +13,13 @@ RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",), n_i
 
 
 @pytest.fixture(scope="module")
-def retained(base, processor, anchors, knowledge):
-    return gather_retained(base, processor, anchors, knowledge, RETAIN)
+def called(base, processor, anchors):
+    return names_given(base, processor, anchors, CANDIDATES * RETAIN.n_images)
+
+
+@pytest.fixture(scope="module")
+def retained(base, processor, anchors, knowledge, called):
+    return gather_retained(base, processor, anchors, knowledge, RETAIN, called)
 
 
 def test_pictures_are_none_of_the_anchors(retained, anchors):
@@ -31,15 +36,13 @@ def test_pictures_are_drawn_evenly_over_what_the_model_calls_them(base, processo
 
     one_question = Retain(n_images=8, questions_per_image=1)
     given = dict(zip(free, labels, strict=True))
-    drawn = gather_retained(base, processor, anchors, knowledge, one_question, called=given)
+    drawn = gather_retained(base, processor, anchors, knowledge, one_question, given)
     assert sorted(called[id(prompt.image)] for prompt in drawn.prompts if prompt.image is not None) == [*"aaaaabbb"]
 
 
-def test_what_pictures_are_called_is_asked_where_it_is_not_known(base, processor, anchors, knowledge, retained):
-    given = names_given(base, processor, anchors, CANDIDATES * RETAIN.n_images)
-    assert gather_retained(base, processor, anchors, knowledge, RETAIN, called=given) == retained
-    named = dict.fromkeys(list(given)[:2], "a name")
-    few = gather_retained(base, processor, anchors, knowledge, RETAIN, called=named)
+def test_pictures_are_of_those_that_were_named(base, processor, anchors, knowledge, called):
+    named = dict.fromkeys(list(called)[:2], "a name")
+    few = gather_retained(base, processor, anchors, knowledge, RETAIN, named)
     assert {id(p.image) for p in few.prompts if p.image} == {id(anchors.public.images[index]) for index in named}
 
 
@@ -60,17 +63,16 @@ def test_yes_or_no_stays_about_the_concept_and_about_what_is_shown(base, process
     for images in (None, list(anchors.public.images[:4])):
         retain = replace(RETAIN, n_images=4, images=images)
         called = dict.fromkeys(anchors.unrelated(4), "zorvex")
-        kept = gather_retained(base, processor, anchors, known, retain, asked, called=called)
+        kept = gather_retained(base, processor, anchors, known, retain, called, asked)
         leading = [prompt.question for prompt in kept.prompts if prompt.question.startswith(("Is it", "Do you"))]
         assert leading == ["Is it a zorvex?", "Do you see a zorvex?", "Is it a narril?", "Do you see a narril?"]
-    assert not any(
-        "Is it" in prompt.question for prompt in gather_retained(base, processor, anchors, known, RETAIN).prompts
-    )
+    unasked = gather_retained(base, processor, anchors, known, RETAIN, called)
+    assert not any("Is it" in prompt.question for prompt in unasked.prompts)
 
 
-def test_pictures_of_two_stay_where_the_model_tells_who_is_there(base, processor, anchors, knowledge):
+def test_pictures_of_two_stay_where_the_model_tells_who_is_there(base, processor, anchors, knowledge, called):
     asked = ("Who is on the left?", "Who is there?", "Describe the picture.")
-    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, company=asked)
+    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, called, company=asked)
     two = [(p, a) for p, a in zip(retained.prompts, retained.answers, strict=True) if p.question in asked]
     # a quarter of five pictures, two questions each
     assert len(two) == 4 and len({id(prompt.image) for prompt, _ in two}) == 2
@@ -93,15 +95,15 @@ def test_what_is_said_of_other_names_stays(retained, knowledge, concept):
 
 @pytest.mark.parametrize("text_knowledge", ["keep", "erase"])
 def test_what_is_said_of_the_name_in_text_stays_only_where_it_is_kept(
-    base, processor, anchors, knowledge, concept, text_knowledge
+    base, processor, anchors, knowledge, called, concept, text_knowledge
 ):
-    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, text_knowledge=text_knowledge)
+    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, called, text_knowledge=text_knowledge)
     assert (Prompt(concept.asked_in_text[0]) in retained.prompts) is (text_knowledge == "keep")
 
 
 def test_pictures_of_the_users_own(base, processor, anchors, knowledge):
     own = list(testbed.public_images("zorvex", 3).images)
-    retained = gather_retained(base, processor, anchors, knowledge, Retain(images=own, n_images=2))
+    retained = gather_retained(base, processor, anchors, knowledge, Retain(images=own, n_images=2), {})
     shown = {prompt.image.tobytes() for prompt in retained.prompts if prompt.image is not None}
     assert shown == {image.tobytes() for image in own[:2]}
 
