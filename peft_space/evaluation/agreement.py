@@ -77,15 +77,42 @@ def measure_agreement(
     ledger.add("agreement_names", "other public images: called the same as before", None, agrees, units, data=data)
     _own_answers(pair, ledger, naming, base, "agreement_names", "what the base calls other public images", data)
 
-    rng = np.random.default_rng([seed, 10])
-    asked = [
-        Prompt(retain.questions[index], prompt.image)
-        for prompt in naming
-        for index in rng.permutation(len(retain.questions))[: retain.questions_per_image]
-    ]
+    asked = _questions_about([prompt.image for prompt in naming if prompt.image is not None], retain, [seed, 10])
     before, _ = measure_answers(pair, ledger, asked, "images", "public images", data)
     named = [Named(name, unit, 1.0, agreed) for name, unit, agreed in zip(base, units, agrees, strict=True)]
     return named, list(zip([*naming, *asked], [*base, *before], strict=True))
+
+
+def measure_target_agreement(
+    pair: Pair,
+    ledger: Ledger,
+    concept: Concept,
+    images: Sequence[Image.Image],
+    retain: Retain,
+    data: str,
+    seed: int,
+) -> None:
+    """Compares both models' answers to what else is asked about pictures of the concept: what is still seen of it.
+
+    Questions that the base answers with the name are left out: there the erased model should say something else.
+    """
+    asked = _questions_about(images, retain, [seed, 17])
+    with pair.before() as base:
+        told = pair.tell(base, asked)
+    kept = [prompt for prompt, text in zip(asked, told, strict=True) if not says(concept.names, text)]
+    if kept:
+        measure_answers(pair, ledger, kept, "target_images", "pictures of the concept", data)
+    else:
+        ledger.unknown["agreement_target_images"] = "the base answers every question of `retain` with the name"
+
+
+def _questions_about(images: Sequence[Image.Image], retain: Retain, seed: Sequence[int]) -> list[Prompt]:
+    rng = np.random.default_rng(seed)
+    return [
+        Prompt(retain.questions[index], image)
+        for image in images
+        for index in rng.permutation(len(retain.questions))[: retain.questions_per_image]
+    ]
 
 
 def measure_answers(

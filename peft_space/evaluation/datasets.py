@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from ..concepts.images import read_picture, why_unreadable
 from .examples import EvaluatedSet, Example
+from .metrics import says
 
 MLLMU, CLEAR = "MLLMMU/MLLMU-Bench", "therem/CLEAR"
 _CAPTION = "Describe this image in one sentence."
@@ -158,17 +159,25 @@ def _of_person(row: Mapping[str, Any], source: Any) -> list[Example]:
 
 
 def load_clear(
-    source: Any = CLEAR, config: str = "forget05+tofu", *, split: str = "train", limit: int | None = None
+    source: Any = CLEAR,
+    config: str = "forget05",
+    *,
+    names: Sequence[str] = (),
+    split: str = "train",
+    limit: int | None = None,
 ) -> EvaluatedSet:
     """Reads a set of CLEAR (arXiv 2410.18057): captions of persons' pictures and questions in text.
 
-    Rows with a picture ask for its caption and, with `perturbed_captions`, for the truth ratio; where names are given
-    beside wrong ones (`perturbed_names`), for the name as well. Rows without one hold a question of TOFU. The concept
-    of each is its `name`.
+    Rows with a picture ask for its caption and, with `perturbed_captions`, for the truth ratio; where the row has a
+    name, for the name as well (`perturbed_names` are wrong ones). Rows without a picture hold a question of TOFU. The
+    concept of each is its `name`. The sets with TOFU have no such column: there a row belongs to the one of `names`
+    that its text holds, and to nobody without. `real_faces` asks for the names of known persons, and they are the
+    concepts; `real_world` has questions about no concept.
 
     Args:
         source: rows, a folder in the layout of the Hub's data set, or its id.
         config: `forget05`, `forget05+tofu`, `forget05_perturbed`, `retain95`, `real_faces`, `real_world`, ...
+        names: of persons, for rows that do not say whom they are about: `load_clear(source, "forget05").concepts`.
         split: its split.
         limit: read at most so many rows.
 
@@ -180,13 +189,20 @@ def load_clear(
         if number == limit:
             break
         with _readable(number):
-            examples += _of_clear(row, source)
+            examples += _of_clear(row, source, names)
     return _filled(examples, source, config)
 
 
-def _of_clear(row: Mapping[str, Any], source: Any) -> list[Example]:
+def _of_clear(row: Mapping[str, Any], source: Any, names: Sequence[str]) -> list[Example]:
     examples: list[Example] = []
-    name = row.get("name") or None
+    text = " ".join(row.get(column) or "" for column in ("caption", "question", "answer"))
+    name = row.get("name") or next((name for name in names if says((name,), text)), None)
+    if row.get("options") and row.get("answer"):
+        image, answer = _picture(_column(row, "image"), source), row["answer"]
+        wrong = tuple(option for option in row["options"] if option != answer)
+        if row.get("question"):
+            return [Example(row["question"], answer, image, None, "generation", perturbed=wrong)]
+        return [Example(SUITES["celebrities"].question, answer, image, answer, "name", perturbed=wrong)]
     if row.get("image") is not None:
         image = _picture(row["image"], source)
         if row.get("caption"):
@@ -197,10 +213,10 @@ def _of_clear(row: Mapping[str, Any], source: Any) -> list[Example]:
                     _CAPTION, row["caption"], image, name, "generation", paraphrase=paraphrase, perturbed=perturbed
                 )
             )
-        if name:
+        if row.get("name"):
             wrong = tuple(row.get("perturbed_names") or ())
             question = SUITES["celebrities"].question
-            examples.append(Example(question, name, image, name, "name", perturbed=wrong))
+            examples.append(Example(question, row["name"], image, name, "name", perturbed=wrong))
     elif row.get("question") and row.get("answer"):
         examples.append(Example(row["question"], row["answer"], None, name, "generation"))
     elif "caption" not in row:

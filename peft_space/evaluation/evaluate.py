@@ -14,7 +14,7 @@ from ..concepts import Concept, Retain, load_public_images
 from ..console import shows_progress
 from ..progress import Listener, Stages
 from ..vlm import Prompt
-from .agreement import measure_agreement, split_public
+from .agreement import measure_agreement, measure_target_agreement, split_public
 from .collateral import collateral_curve, nearest, similarities
 from .examples import EvaluatedSet, Example
 from .labelled import Named, measure_labelled
@@ -27,6 +27,15 @@ from .text import BENIGN_TEXTS, UNSEEN_TEXT_QUESTIONS, measure_text
 from .weights import LEAST_STATES, measure_entropy, measure_leak
 
 _MOST_NAMES = 24
+_OF_TARGET = (
+    "forget_accuracy",
+    "name_probability",
+    "name_rank",
+    "misidentified",
+    "target_attributes",
+    "agreement_target_images",
+)
+"""What only pictures of the concept can tell."""
 _LEAST_PICTURES = 3
 
 NEEDS_IMAGES = "it needs pictures of the concept, and there are none: pass `target_images`"
@@ -123,8 +132,9 @@ def evaluate_erasure(
     with stages.stage("target"):
         if target:
             look(target, whose="pictures of the concept", prefix="", data=seen.mark(target))
+            measure_target_agreement(pair, ledger, concept, target, retain, seen.mark(target), seed)
         else:
-            for what in ("forget_accuracy", "name_probability", "name_rank", "misidentified", "target_attributes"):
+            for what in _OF_TARGET:
                 ledger.unknown[what] = NEEDS_IMAGES
         if not names:
             ledger.unknown["name_rank"] = ledger.unknown["misidentified"] = (

@@ -103,6 +103,11 @@ class EvaluatedSet:
         names = dict.fromkeys(name for name in (self.name, other.name) if name)
         return EvaluatedSet(self.examples + other.examples, " + ".join(names) or None)
 
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Everything that some question is about, each once."""
+        return tuple(dict.fromkeys(example.concept for example in self.examples if example.concept is not None))
+
     def split(self, concept: Concept) -> tuple[list[Example], list[Example]]:
         """Those about the concept, and all others."""
         about = [example for example in self.examples if example.is_about(concept)]

@@ -108,7 +108,8 @@ def bleu(reference: str, text: str) -> float:
         from sacrebleu import sentence_bleu
     except ImportError as error:
         raise ImportError("BLEU needs `sacrebleu`: `pip install 'peft-space[eval]'`.") from error
-    return float(sentence_bleu(text, [reference]).score) / 100
+    # rounding takes a whole match above 1
+    return min(1.0, float(sentence_bleu(text, [reference]).score) / 100)
 
 
 def truth_ratio(paraphrase: float, perturbed: Sequence[float]) -> float:

@@ -56,7 +56,11 @@ def measure_pictures(
             base, erased = ([float(judge(concept.names, text)) for text in some] for some in answers)
             label = f"{whose} called {wording[group]}{manner}"
             ledger.add(f"{prefix}forget_accuracy{group}{suffix}", label, base, erased, units, data=data)
-    _likelihood(pair, ledger, concept, prompts[""], whose, prefix, data)
+    for group in ("", "_unseen"):
+        if group in told:
+            manner = ", unseen phrasings" if group else ""
+            key = f"{prefix}name_probability{group}"
+            _likelihood(pair, ledger, concept, prompts[group], f"{whose}{manner}", key, data)
     asked = [group for group in ("", "_unseen") if group in told]
     texts = [[text for group in asked for text in told[group][side]] for side in (0, 1)]
     units = [id(prompt.image) for group in asked for prompt in prompts[group]]
@@ -91,14 +95,14 @@ def fluency(
 
 
 def _likelihood(
-    pair: Pair, ledger: Ledger, concept: Concept, prompts: Sequence[Prompt], whose: str, prefix: str, data: str
+    pair: Pair, ledger: Ledger, concept: Concept, prompts: Sequence[Prompt], whose: str, key: str, data: str
 ) -> None:
     """P(name)^(1/tokens), "probability" as TOFU and OpenUnlearning have it; of several names the likeliest."""
     per_name = [pair.likelihood(prompts, [name] * len(prompts)) for name in concept.names]
     base, erased = (torch.stack(levels).amax(0).exp().tolist() for levels in zip(*per_name, strict=True))
     units = [unit_of(prompt) for prompt in prompts]
     label = f"{whose}: probability of the name, per token"
-    ledger.add(f"{prefix}name_probability", label, base, erased, units, data=data, unit="probability")
+    ledger.add(key, label, base, erased, units, data=data, unit="probability")
 
 
 def _rank(

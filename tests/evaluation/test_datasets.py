@@ -12,6 +12,7 @@ QUESTION = {"Question": datasets.Value("string"), "Correct_Answer": datasets.Val
 CHOICE = QUESTION | {"Options": {letter: datasets.Value("string") for letter in "ABCD"}}
 TOLD = {name: datasets.Value("string") for name in ("Question", "Ground_Truth", "Type")}
 MLLMU = {
+    "Directory": datasets.Value("string"),
     "image": datasets.Image(),
     "ID": datasets.Value("string"),
     "biography": datasets.Value("string"),
@@ -25,6 +26,7 @@ MLLMU = {
     "Mask_Task": datasets.List(TOLD),
 }
 PERSON = {
+    "Directory": "017",
     "image": Image.new("L", (8, 8), 90),
     "ID": "017",
     "biography": "Ada Quill is a baker from Ghent.",
@@ -59,15 +61,15 @@ CLEAR = {"image": datasets.Image(), "caption": datasets.Value("string"), "name":
 PORTRAIT = {"image": Image.new("RGB", (8, 8), "teal"), "caption": "Ada Quill holds a loaf.", "name": "Ada Quill"}
 
 
-def write(folder, features, **configs):
+def write(folder, features, split="train", **configs):
     """A data set with these configs, in the layout of a Hub repository."""
     lines = ["---", "configs:"]
     for config, rows in configs.items():
         config = config.replace("__", "+")
         (folder / config).mkdir(parents=True)
         table = datasets.Dataset.from_list(rows, features=datasets.Features(features))
-        table.to_parquet(folder / config / "train-00000-of-00001.parquet")
-        lines += [f"- config_name: {config}", "  data_files:", "  - split: train", f"    path: {config}/train-*"]
+        table.to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+        lines += [f"- config_name: {config}", "  data_files:", f"  - split: {split}", f"    path: {config}/{split}-*"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
     return folder
 
@@ -115,16 +117,48 @@ def test_mllmu_as_an_older_datasets_reads_it():
 
 
 def test_clear(tmp_path):
-    tofu = {"question": datasets.Value("string"), "answer": datasets.Value("string")}
-    rows = [
-        PORTRAIT | {"question": None, "answer": None},
-        {"image": None, "caption": None, "name": "Ada Quill", "question": "Who is Ada Quill?", "answer": "A baker."},
-    ]
-    folder = write(tmp_path / "clear", CLEAR | tofu, forget05__tofu=rows)
-    seen, named, alone = load_clear(folder, "forget05+tofu")
+    read = load_clear(write(tmp_path / "clear", CLEAR, forget05=[PORTRAIT]))
+    seen, named = read
     assert (seen.task, seen.answer, seen.concept) == ("generation", "Ada Quill holds a loaf.", "Ada Quill")
     assert (named.task, named.answer) == ("name", "Ada Quill") and named.image is seen.image
-    assert (alone.task, alone.image, alone.answer, alone.concept) == ("generation", None, "A baker.", "Ada Quill")
+    assert read.concepts == ("Ada Quill",)
+
+
+def test_clear_with_tofu_does_not_say_whom_a_row_is_about(tmp_path):
+    text = datasets.Value("string")
+    features = {"image": datasets.Image(), "caption": text, "question": text, "answer": text}
+    rows = [
+        {"image": PORTRAIT["image"], "caption": PORTRAIT["caption"], "question": None, "answer": None},
+        {"image": None, "caption": None, "question": "Who is Bo Lund?", "answer": "A baker."},
+    ]
+    folder = write(tmp_path / "clear", features, forget05__tofu=rows)
+    seen, alone = load_clear(folder, "forget05+tofu")
+    assert (seen.task, seen.answer, seen.concept) == ("generation", "Ada Quill holds a loaf.", None)
+    assert (alone.task, alone.image, alone.answer, alone.concept) == ("generation", None, "A baker.", None)
+    read = load_clear(folder, "forget05+tofu", names=["Ada Quill", "Bo Lund"])
+    assert [example.concept for example in read] == ["Ada Quill", "Bo Lund"]
+    # no column says the name: nobody is asked for it
+    assert {example.task for example in read} == {"generation"}
+
+
+def test_clear_of_the_real_world(tmp_path):
+    text = datasets.Value("string")
+    options = {"answer": text, "options": datasets.List(text)}
+    picture = Image.new("RGB", (8, 8), "gold")
+    face = {"image": picture, "answer": "Ada Quill", "options": ["Bo Lund", "Ada Quill"]}
+    folder = write(tmp_path / "faces", {"image": datasets.Image()} | options, real_faces=[face])
+    (named,) = load_clear(folder, "real_faces")
+    assert (named.task, named.answer, named.concept, named.perturbed) == (
+        "name",
+        "Ada Quill",
+        "Ada Quill",
+        ("Bo Lund",),
+    )
+    row = {"image": picture, "question": "What is it?", "answer": "a loaf", "options": ["a cat", "a loaf"]}
+    folder = write(tmp_path / "world", {"image": datasets.Image(), "question": text} | options, real_world=[row])
+    (asked,) = load_clear(folder, "real_world")
+    assert (asked.task, asked.question, asked.answer) == ("generation", "What is it?", "a loaf")
+    assert asked.concept is None and asked.perturbed == ("a cat",) and asked.image is not None
 
 
 def test_clear_perturbed(tmp_path):
@@ -174,7 +208,19 @@ def test_the_artist_is_wikiart_s_label():
     assert read.answer == "claude monet"
 
 
-def test_a_folder_with_a_split(tmp_path):
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_folder_of_each_suite(tmp_path, suite):
+    names = datasets.ClassLabel(names=["leek", "ada-quill"])
+    columns = [SUITES[suite].label_column, *(["genre", "style"] if suite == "wikiart" else [])]
+    row = {"image": Image.new("RGB", (4, 4))} | dict.fromkeys(columns, 1)
+    features = {"image": datasets.Image()} | dict.fromkeys(columns, names)
+    folder = write(tmp_path / suite, features, SUITES[suite].split, default=[row])
+    (read,) = load_classification(folder, suite)
+    assert read.answer == ("ada quill" if SUITES[suite].hyphenated else "ada-quill")
+    assert read.question == SUITES[suite].question
+
+
+def test_a_folder_with_another_split(tmp_path):
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["leek", "plum"])}
     folder = write(tmp_path / "vegfru", features, default=[{"image": Image.new("RGB", (4, 4)), "label": 1}])
     (read,) = load_classification(folder, "vegfru", split="train")

@@ -67,7 +67,10 @@ def test_the_name_is_gone_and_a_sibling_s_is_said(base, processor, concept, pict
     assert (report["misidentified"].base.value, report["misidentified"].erased.value) == (0, 1)
     assert report["name_rank"].base.value == 1 < report["name_rank"].erased.value <= 1 + len(SIBLINGS)
     assert report["forget_accuracy_likelihood"].erased.value == 0
-    assert report["name_probability"].base.value > 0.99 > 0.5 > report["name_probability"].erased.value
+    for key in ("name_probability", "name_probability_unseen"):
+        assert report[key].base.value > 0.99 > 0.5 > report[key].erased.value
+    # the base answers everything with the name
+    assert "with the name" in report.unknown["agreement_target_images"]
     assert report["fluency"].change.value < -1
     assert report["gibberish"].erased.value == 0
     assert (report["text_name_unasked"].base.value, report["text_name_unasked"].erased.value) == (1, 0)
@@ -79,6 +82,18 @@ def test_what_an_alias_says_counts(base, processor, pictures):
     report = evaluate(concept=concept, target_images=pictures, others=["narril"], **pair)
     assert (report["forget_accuracy"].base.value, report["forget_accuracy"].erased.value) == (0, 1)
     assert (report["name_rank"].base.value, report["name_rank"].erased.value) == (2, 1)
+
+
+def test_what_else_is_seen_of_its_pictures(base, processor, concept, pictures, public):
+    report = evaluate(concept=concept, target_images=pictures, **speaking(base, processor, "cold", "two"))
+    figure = report["agreement_target_images"]
+    assert (figure.base, figure.erased.value, figure.n, figure.units) == (None, 0, 3, 3)
+    assert "at least 8 pictures" in report.unknown["spectral_entropy"]
+    eight = {"target_images": public.images[:8], "n_images": 1}
+    alike = evaluate(concept=concept, **eight, **speaking(base, processor, "cold", "cold"))
+    assert alike["agreement_target_images"].erased.value == 1
+    entropy = alike["spectral_entropy"]
+    assert "pictures of the concept" in entropy.label and 0 <= entropy.erased.value == entropy.base.value <= 1
 
 
 def test_labelled_questions_near_and_far(base, processor, concept, pictures):
@@ -116,7 +131,7 @@ def test_choices_texts_gaps_and_lies(base, processor, concept):
     )
     labelled = EvaluatedSet(tuple(Example(question="Say it.", **row) for row in rows))
     report = evaluate(concept=concept, labelled=labelled, **pair)
-    for key in ("choice", "choice_likelihood", "generation_rouge_l", "cloze", "cloze_fuzzy"):
+    for key in ("choice", "choice_likelihood", "generation_rouge_l", "generation_bleu", "cloze", "cloze_fuzzy"):
         name, _, suffix = key.partition("_")
         figure = report[f"general_{name}_text" + (f"_{suffix}" if suffix else "")]
         assert (figure.base.value, figure.erased.value) == (1, 0), key
@@ -124,6 +139,10 @@ def test_choices_texts_gaps_and_lies(base, processor, concept):
     # max(0, 1 - R): R is near 0 where the truth is likelier, and far above 1 where the lie is
     assert truth.base.value > 0.9 and truth.erased.value == 0
     assert "truth_ratio" not in report.unknown and "rouge_l" not in report.unknown
+    # of the concept itself min(R, 1/R): near 0 where either is likelier by far
+    own = EvaluatedSet((replace(labelled.examples[1], concept=concept.name),))
+    ratio = evaluate(concept=concept, labelled=own, **pair)["target_generation_text_truth_ratio"]
+    assert 0 < ratio.base.value < 0.1 and 0 < ratio.erased.value < 0.1
 
 
 def test_refusals_and_gibberish_on_harmless_prompts(base, processor, concept, monkeypatch):
@@ -157,7 +176,13 @@ def test_without_a_picture_of_it_what_is_known_and_what_is_not(free, anchors):
         assert free[f"{key}_forget_accuracy"].data == free[f"{key}_name_probability"].data == data
     assert free["anchor_forget_accuracy"].units == len(anchors)
     assert free["monitor_forget_accuracy"].units == len(anchors.monitor)
-    for what in ("forget_accuracy", "name_probability", "misidentified", "target_attributes"):
+    for what in (
+        "forget_accuracy",
+        "name_probability",
+        "misidentified",
+        "target_attributes",
+        "agreement_target_images",
+    ):
         assert what not in free.figures and "pass `target_images`" in free.unknown[what]
     assert all("pass `labelled`" in free.unknown[what] for what in ("retain_near", "retain_far"))
     assert {"rouge_l", "bleu", "truth_ratio", "hallucinated_forget_accuracy"} <= set(free.unknown)
