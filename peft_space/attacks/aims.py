@@ -19,6 +19,7 @@ from ..evaluation.seen import Seen
 from ..vlm import Prompt
 from .sides import BASE, Sides
 
+OF_THE_CONCEPT = "pictures of the concept"
 LABELS, OWN_NAMES = "labels", "the base's own names"
 """How it is known what other pictures show."""
 _MOST_WORDS = 6
@@ -107,7 +108,7 @@ def find_aims(
     """
     examples = labelled or EvaluatedSet(())
     rng = np.random.default_rng([seed, 14])
-    whose, images = "pictures of the concept", list(examples.pictures(concept).images)
+    whose, images = OF_THE_CONCEPT, list(examples.pictures(concept).images)
     if target_images is not None:
         images = list(load_public_images(target_images).images)
     known = [

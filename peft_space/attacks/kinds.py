@@ -23,7 +23,6 @@ _FEW_BITS = "it needs models of 16 or 32 bits: what is stored in fewer can be ne
 _SEEN_BY_ANYBODY = (
     "there is no oracle: what a probe finds may be what any model sees in the picture, whether or not it knew the name"
 )
-_TAUGHT_BY_ANYBODY = "area under the curve, beside teaching the concept to the oracle from scratch"
 Levels = dict[str, tuple[Estimate, "Estimate | None"]]
 
 

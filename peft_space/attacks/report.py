@@ -16,6 +16,7 @@ from ..console import reasons_table
 from ..evaluation.intervals import CONFIDENCE
 from ..quoting import markdown, printable
 from ..report import write_json
+from .aims import OF_THE_CONCEPT
 from .figures import FIGURES, plots
 from .outcome import AS_ORACLE, NOT_JUDGED, ROBUST, UNSURE, VERDICTS, Outcome
 from .sides import BASE, ERASED, ORACLE
@@ -33,8 +34,24 @@ KINDS = {
 }
 """Every kind of attack: its key, and its name for a reader."""
 FILES = ("audit.json", "audit.md")
-CARD_FIGURES = ("judged", "robust", "told by base", "told by erased", "told by oracle", "control")
+CARD_FIGURES = (
+    "judged",
+    "robust",
+    "told by base",
+    "told by erased",
+    "told by oracle",
+    "control",
+    "pictures or texts",
+    "stand-ins",
+)
 """What a model card tells of each kind."""
+NOTES = {
+    "relearning": "Told is the area under the curve over the steps: 1 where all is told from the first step on, as of "
+    "the base. The oracle's is what it takes to teach the concept to a model that never knew it.",
+    "removal": "Whoever has the adapter can take it off, and then the base is back, with all that it knew. To leave "
+    "nothing to take off, merge the adapter and keep the base away.",
+}
+"""What has to be known to read the figures of a kind."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +109,27 @@ class AuditReport:
 
         Of the variants that could be judged the strongest counts, and the figures of all that could: `robust` is the
         share of them that are robust or got no more than from the oracle, `judged` that of those that could be judged.
+        Of a kind that was not run there is the name alone. `stand-ins` is 1 where other pictures were measured on in
+        the place of the concept's.
         """
         rows = []
         for kind, name in KINDS.items():
             some = [outcome for outcome in self.outcomes if outcome.kind == kind]
             judged = [outcome for outcome in some if outcome.verdict not in (NOT_JUDGED, UNSURE)]
             if not some:
+                rows.append({"name": name})
                 continue
             figures = [len(judged) / len(some)]
             if judged:
-                worst = max(judged, key=lambda outcome: outcome.readings[ERASED].told.value).readings
+                strongest = max(judged, key=lambda outcome: outcome.readings[ERASED].told.value)
+                worst = strongest.readings
                 figures.append(sum(o.verdict in (ROBUST, AS_ORACLE) for o in judged) / len(judged))
                 figures += [worst[side].told.value if side in worst else nan for side in (BASE, ERASED, ORACLE)]
                 control = worst[ERASED].control
                 figures.append(nan if control is None else control.value)
+                # texts are about the concept itself, whatever the pictures are
+                stood_in = self.whose != OF_THE_CONCEPT and kind != "text"
+                figures += [strongest.units, 1.0 if stood_in else nan]
             told = zip(CARD_FIGURES, figures, strict=False)
             rows.append({"name": name, **{key: figure for key, figure in told if figure == figure}})
         return rows
@@ -140,7 +164,9 @@ class AuditReport:
         for kind, name in KINDS.items():
             some = [outcome for outcome in self.outcomes if outcome.kind == kind]
             if some:
-                lines += [f"## {name[0].upper()}{name[1:]}", "", *_table(some, self.sides)]
+                lines += [f"## {name[0].upper()}{name[1:]}", ""]
+                lines += [NOTES[kind], ""] if kind in NOTES else []
+                lines += _table(some, self.sides)
                 lines += [line for file in figures if file == f"{kind}.png" for line in (f"![{name}]({file})", "")]
         if "attacks.png" in figures:
             lines += ["## All attacks", "", "![all attacks](attacks.png)", ""]
@@ -199,11 +225,14 @@ class AuditReport:
 
 
 def _table(outcomes: list[Outcome], sides: tuple[str, ...]) -> list[str]:
-    columns = [*(f"told, {side}" for side in sides), "recovery", "control, base", "control, erased", "verdict", "why"]
+    columns = [*(f"told, {side}" for side in sides), *(["beside the oracle"] if ORACLE in sides else [])]
+    columns += ["recovery", "control, base", "control, erased", "verdict", "why"]
     lines = ["| attack | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for outcome in outcomes:
         erased = outcome.readings[ERASED]
         cells = [outcome.readings[side].told.told(2) if side in outcome.readings else "" for side in sides]
+        if ORACLE in sides:
+            cells.append("" if outcome.beyond_oracle is None else outcome.beyond_oracle.told(2))
         cells.append("" if erased.recovery is None else erased.recovery.told(2))
         for side in (BASE, ERASED):
             control = outcome.readings[side].control

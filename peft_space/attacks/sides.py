@@ -84,10 +84,6 @@ class Sides:
                 told[name] = ask(model)
         return told
 
-    def each_copy(self, attack: Callable[[nn.Module], T]) -> dict[str, T]:
-        """What `attack` gets from a copy of each of the models, which it may change; one copy at a time."""
-        return {name: attack(self.copied(name)) for name in self.names}
-
     def copied(self, name: str) -> nn.Module:
         """A copy of one of the models that may be changed, without adapters.
 

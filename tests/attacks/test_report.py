@@ -63,8 +63,15 @@ def test_the_card_has_the_strongest_variant_that_could_be_judged_and_no_name(rep
     rows = {row["name"]: row for row in report.card_rows()}
     assert rows["relearning"]["told by erased"] == 0.7 and rows["relearning"]["robust"] == 0.5
     assert rows["relearning"]["judged"] == 1 and rows["relearning"]["told by oracle"] == 0.05
+    assert rows["relearning"]["pictures or texts"] == 24 and "stand-ins" not in rows["relearning"]
     assert rows["wording"] == {"name": "wording", "judged": 0}
-    assert set(rows) <= set(KINDS.values()) and {key for row in rows.values() for key in row} <= {
+    # neither tried nor possible: it is said all the same
+    assert rows["membership inference"] == {"name": "membership inference"}
+    stood_in = dataclasses.replace(report, whose="public images that the base calls by the name").card_rows()
+    assert {row["name"] for row in stood_in if row.get("stand-ins") == 1} == {
+        KINDS[kind] for kind in ("relearning", "probe", "removal")
+    }
+    assert list(rows) == [*KINDS.values()] and {key for row in rows.values() for key in row} <= {
         "name",
         *CARD_FIGURES,
     }
@@ -84,6 +91,9 @@ def test_it_is_saved_whole_with_figures_that_need_no_colour(report, tmp_path):
     text = (folder / "audit.md").read_text()
     assert "![relearning](relearning.png)" in text and "| noise | it takes patches |" in text
     assert "There is no oracle" not in text
+    assert "Told is the area under the curve" in text and "Whoever has the adapter can take it off" in text
+    row = next(line for line in text.splitlines() if line.startswith("| relearning"))
+    assert row.split(" | ")[-7:-4] == ["0.05 [0.00, 0.10]", "0.65 [0.58, 0.72]", "0.70 [0.65, 0.75]"]
 
 
 def test_figures_of_an_earlier_audit_do_not_stay(report, tmp_path):

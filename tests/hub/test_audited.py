@@ -10,7 +10,7 @@ from tests.hub.test_redaction import tells
 
 REPO = "jane/an-erasure"
 ROWS = [
-    {"name": name, **dict(zip(CARD_FIGURES, (1.0, 0.5, 0.96, 0.25, 0.125, 0.97), strict=True))}
+    {"name": name, **dict(zip(CARD_FIGURES, (1.0, 0.5, 0.96, 0.25, 0.125, 0.97, 24, 1.0), strict=True))}
     for name in KINDS.values()
 ]
 
@@ -21,9 +21,15 @@ def test_the_card_and_the_report_tell_them_and_all_else_stays(folder):
     after = json.loads((folder / "report.json").read_text())
     assert after == before | {"attacks": ROWS} and path == folder / "README.md"
     card = ModelCard.load(path)
-    told = "told by base 0.960, told by erased 0.250, told by oracle 0.125, control 0.970"
+    told = "told by base 0.960, told by erased 0.250, told by oracle 0.125, control 0.970, pictures or texts 24, "
+    told += "stand-ins 1.000"
     assert f"| relearning | judged 1.000, robust 0.500, {told} |" in card.text and "None was run" not in card.text
     assert str(folder.parent) not in str(card)
+
+
+def test_what_was_not_run_is_told(folder):
+    card = ModelCard.load(record_attacks(folder, [{"name": "linear probe"}]))
+    assert "| linear probe | not run |" in card.text
 
 
 def test_those_of_an_earlier_audit_give_way_and_the_licence_stays(folder):
