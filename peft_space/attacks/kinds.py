@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .._peft import merged_adapters
 from ..evaluation.intervals import Estimate
 from ..evaluation.report import TRAINED_ON
-from ..vlm import base_of
 from . import membership, noise, pictures, probing, quantisation, relearning, removal
 from .bench import Bench
 from .outcome import Reading
@@ -263,9 +261,6 @@ def run_removal(bench: Bench, strengths: tuple[float, ...]) -> None:
     adapted = bench.sides.adapted
     if adapted is None:
         bench.unknown["removal"] = "the model has no adapter that could be taken off: it is merged"
-        return
-    if merged_adapters(base_of(adapted)):
-        bench.unknown["removal"] = "the adapter is merged at this moment: `unmerge_adapter()` first"
         return
     asked = bench.plain()
     at: dict[float, Any] = {1.0: bench.before[ERASED]}

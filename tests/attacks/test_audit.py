@@ -9,6 +9,7 @@ from peft import get_peft_model
 from peft_space import SpaceConfig, testbed
 from peft_space.attacks import ATTACKS, NoiseBudget, RelearningBudget, audit_erasure, kinds
 from peft_space.attacks.outcome import NOT_JUDGED, RECOVERED, ROBUST, TOLD
+from peft_space.attacks.sides import Sides
 from peft_space.attacks.wording import wordings
 from peft_space.evaluation import EvaluatedSet, Example
 from peft_space.testbed.bestiary import BY_NAME, siblings
@@ -81,6 +82,42 @@ def test_without_other_concepts_there_is_no_control(erased, processor, concept, 
     report = audit(erased, processor, concept, target_images=public.images[:4], attacks=["pictures", "relearning"])
     assert report.outcomes == () and all("other concepts" in why for why in report.unknown.values())
     assert report.unattacked.verdict == NOT_JUDGED and "no control" in report.unattacked.why
+
+
+def test_what_a_model_can_not_take_is_told(erased, processor, concept, public, monkeypatch):
+    def fails(*args, **options):
+        raise error
+
+    error = TypeError("`model` must take pictures as `pixel_values`")
+    monkeypatch.setattr(kinds.noise, "attack_by_noise", fails)
+    monkeypatch.setattr(kinds.probing, "probe", fails)
+    plain = kinds.Bench.ask_each
+    monkeypatch.setattr(kinds.Bench, "ask_each", lambda bench, asked: (fails if bench.before else plain)(bench, asked))
+    monkeypatch.setattr(Sides, "few_bits", True)
+    several, one = ([w for w in wordings() if w.key == key] for key in ("in_context", "language_german"))
+    monkeypatch.setattr(kinds, "wordings", lambda paraphrases: several)
+    aim = {"target_images": public.images[:20], "labelled": labelled(public.images[20:40], "zormok", "keltus")}
+    ran = ["noise", "probe", "relearning", "quantisation", "wording"]
+    told = audit(erased, processor, concept, attacks=ran, **aim).unknown
+    assert told["noise"] == told["probe"] == str(error)
+    assert "16 or 32 bits" in told["relearning"] and told["quantisation"] == told["relearning"]
+    assert told["wording/in_context"] == "the model takes no prompt with several pictures (TypeError)"
+    # of a prompt with one picture it is no limit of the model
+    monkeypatch.setattr(kinds, "wordings", lambda paraphrases: one)
+    with pytest.raises(TypeError, match="pixel_values"):
+        audit(erased, processor, concept, attacks=["wording"], **aim)
+
+
+def test_what_is_merged_for_good_can_not_be_taken_off(base, erased, processor, concept, public):
+    aim = {"target_images": public.images[:4], "labelled": labelled(public.images[8:16], "zormok", "keltus")}
+    bare = audit(base, processor, concept, base=base, attacks="removal", **aim)
+    assert "no adapter that could be taken off: it is merged" in bare.unknown["removal"]
+    merged = copy.deepcopy(erased)
+    merged.merge_adapter()
+    # asking the base has unmerged it
+    assert [outcome.key for outcome in audit(merged, processor, concept, attacks="removal", **aim).outcomes] == [
+        "removal/0"
+    ]
 
 
 @pytest.mark.parametrize(

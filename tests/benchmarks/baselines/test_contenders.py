@@ -12,8 +12,9 @@ from peft_space.anchors import concept_embedding
 from peft_space.concepts.images import content_key
 from peft_space.testbed.bestiary import creature
 from peft_space.testbed.measure import pictures
+from peft_space.tuner import default_targets
 from peft_space.vlm import base_of
-from tests.benchmarks.baselines import cases, contenders, projector, space
+from tests.benchmarks.baselines import cases, contenders, projector, space, training
 from tests.benchmarks.baselines.cases import Case
 
 
@@ -133,6 +134,9 @@ def test_a_smaller_dose_is_an_earlier_place_in_the_same_training(case, model, pr
     for setting, erased, took in one.models(model, processor, case, [rate | {"dose_share": d} for d in (easy, hard)]):
         seen[setting["dose_share"]] = took, space.weights(erased)
     assert [took for took, _ in seen.values()] == [2, 4]
+    # what baselines that see the target are trained with
+    assert erased.peft_config["default"].r == erased.peft_config["default"].lora_alpha == training.RANK
+    assert {name for name, _ in lora_layers(erased.get_base_model())} == set(default_targets(model))
     monkeypatch.setattr(contenders, "STEPS", (2,))
     ((_, short, took),) = one.models(other, processor, case, [rate | {"dose_share": hard}])
     assert took == 2
