@@ -726,7 +726,9 @@ def audit(
     out.print(report.table())
     if report.unknown:
         out.print(report.unknown_table())
-    card = " The model card of the adapter is up to date." if local else ""
+    card = " The model card of the adapter is up to date."
+    if not local:
+        card = " The adapter's model card is on the Hub and stays as it is: audit a folder and push it."
     _print(out, f"audit.json, audit.md and the figures are in {folder}.{card}")
 
 

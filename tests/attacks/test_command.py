@@ -53,11 +53,13 @@ def test_it_writes_the_audit_and_the_card_beside_the_adapter(audit, adapter, pic
     assert "what attacks got" in result.stdout and "what was not run" in result.stdout
 
 
-def test_elsewhere_and_under_another_name(audit, adapter, tmp_path):
-    result = audit("--concept", "keltus", "--output", tmp_path / "out", "--attacks", "text", "--other", "zormok")
+def test_elsewhere_and_under_another_name(audit, adapter, base_folder, tmp_path):
+    there = ("--output", tmp_path / "out", "--oracle", base_folder)
+    result = audit("--concept", "keltus", *there, "--attacks", "text", "--other", "zormok")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert report["concept"] == "keltus" and report["aliases"] == []
+    assert report["sides"] == ["base", "erased", "oracle"]
     assert set(report["unknown"]) == {"text"} and not (adapter / "audit").exists()
 
 
