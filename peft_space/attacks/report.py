@@ -112,7 +112,7 @@ class AuditReport:
         Of a kind that was not run there is the name alone. `stand-ins` is 1 where other pictures were measured on in
         the place of the concept's.
         """
-        rows = []
+        rows: list[dict[str, Any]] = []
         for kind, name in KINDS.items():
             some = [outcome for outcome in self.outcomes if outcome.kind == kind]
             judged = [outcome for outcome in some if outcome.verdict not in (NOT_JUDGED, UNSURE)]
