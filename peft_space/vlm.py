@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from ._peft import model_inside
 from .processes import added, merged, share
@@ -518,9 +518,19 @@ def to_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def generate(
-    model: nn.Module, processor: Any, prompts: Sequence[Prompt], *, max_new_tokens: int = 24, batch_size: int = 64
+    model: nn.Module,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 24,
+    batch_size: int = 64,
+    steered: Callable[[int, Sequence[int]], LogitsProcessor] | None = None,
 ) -> list[str]:
     """The model's greedy answers.
+
+    Args:
+        steered: makes what has a say in the choice of tokens, for a batch: from the prompts' length, and which of
+            `prompts` its rows are.
 
     Returns:
         One string per prompt, without special tokens, stripped.
@@ -529,13 +539,15 @@ def generate(
     with evaluating(model):
         for indices in share(prompt_batches(model, processor, prompts, batch_size, "answers")):
             batch = to_device(model, encode(processor, [prompts[i] for i in indices]))
+            length = batch["input_ids"].shape[1]
             out = base_of(speaker(model, batch)).generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=processor.tokenizer.pad_token_id,
+                logits_processor=LogitsProcessorList([] if steered is None else [steered(length, indices)]),
             )
-            told = processor.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            told = processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
             for index, text in zip(indices, told, strict=True):
                 answers[index] = text.strip()
     answers = merged(answers)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from ..anchors.leading import opened
 from ..evaluation.metrics import says
-from ..vlm import Prompt, base_of, encode, evaluating, generate, prompt_batches, speaker, to_device
+from ..vlm import Prompt, generate
 from .aims import Aims, Shown
 from .scores import CONTROL, CONTROL_FOILS, FOILS, HITS, Row, Scores
 
@@ -108,8 +108,11 @@ def _key(asked: Asked) -> tuple[Any, ...]:
     return prompt.question, id(prompt.image), earlier, asked.begun, asked.name
 
 
-def _free(model: nn.Module, processor: Any, asked: Sequence[Asked], **options: int) -> list[str]:
-    return generate(model, processor, [one.prompt for one in asked], **options)
+def _free(
+    model: nn.Module, processor: Any, asked: Sequence[Asked], *, max_new_tokens: int, batch_size: int
+) -> list[str]:
+    prompts = [one.prompt for one in asked]
+    return generate(model, processor, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
 def _forced(
@@ -117,22 +120,14 @@ def _forced(
 ) -> list[str]:
     """Greedy answers after a beginning that the model did not choose; the beginning is part of what is returned."""
     begun = [beginning(processor, one) for one in asked]
-    answers = [""] * len(asked)
-    with evaluating(model):
-        for indices in prompt_batches(model, processor, [one.prompt for one in asked], batch_size, "answers"):
-            batch = to_device(model, encode(processor, [asked[i].prompt for i in indices]))
-            length = batch["input_ids"].shape[1]
-            out = base_of(speaker(model, batch)).generate(
-                **batch,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=processor.tokenizer.pad_token_id,
-                logits_processor=LogitsProcessorList([_Forced(length, [begun[i] for i in indices])]),
-            )
-            told = processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-            for index, text in zip(indices, told, strict=True):
-                answers[index] = text.strip()
-    return answers
+    return generate(
+        model,
+        processor,
+        [one.prompt for one in asked],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        steered=lambda length, indices: _Forced(length, [begun[i] for i in indices]),
+    )
 
 
 def beginning(processor: Any, asked: Asked) -> list[int]:

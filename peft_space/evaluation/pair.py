@@ -83,8 +83,8 @@ class Pair:
 
     def tell(self, model: nn.Module, prompts: Sequence[Prompt]) -> list[str]:
         """One model's greedy answers."""
-        options = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
-        return generate(model, self.processor, prompts, **options)
+        most, size = self.max_new_tokens, self.batch_size
+        return generate(model, self.processor, prompts, max_new_tokens=most, batch_size=size)
 
     def likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-likelihood of an answer to each prompt in both models, `(len(prompts),)`, nats per token."""
