@@ -513,7 +513,7 @@ def _relatives(
         more = names_led_to(model, processor, concept, some, batch_size=batch_size)
         more = relatives(processor, concept, list(dict.fromkeys([*names, *more])), len(names) + len(more))
         unseen = [name for name in more if name not in names]
-        akin += known_apart(model, processor, knowledge, unseen, batch_size=batch_size)
+        akin = (*akin, *known_apart(model, processor, knowledge, unseen, batch_size=batch_size))
     return akin[:most]
 
 
