@@ -339,7 +339,7 @@ def test_names_that_no_picture_is_called_by_are_protected_where_too_few_are_give
 
     def led_to(model, processor, concept, images, **options):
         sought.append(len(images))
-        return "lumril", "narzil", "keltus"
+        return "lumril", "narzil", "keltus", "brubax", "malwen", "quidan", "pixora", "sebgup"
 
     monkeypatch.setattr(erasure, "names_led_to", led_to)
     monkeypatch.setattr(erasure, "known_apart", lambda model, processor, knowledge, names, **rest: names[::-1])
