@@ -34,9 +34,7 @@ from .anchors import (
     elicit,
     in_memory,
     index_images,
-    known_apart,
     names_given,
-    names_led_to,
     naming_questions,
     other_names,
     relatives,
@@ -66,9 +64,6 @@ from .training.retained import CANDIDATES, Retained, gather_about, gather_retain
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
 from .unfinished import workplace, writes_output
 from .vlm import Prompt, check_multimodal, generate, image_features
-
-_LED_ON = 4
-"""On so many images the model is kept from its first choices, to come to names that none is called by."""
 
 
 @dataclass
@@ -266,7 +261,7 @@ def erase(
             _study(model, processor, some, chosen, shared, text_knowledge, batch_size=batch_size, seed=seed)
             for some in chosen
         ]
-        near += _anchors_of_relatives(studies, protected, anchors_of)
+        near += _anchors_of_relatives(processor, studies, protected, retain.relatives, anchors_of)
         agree(relatives=[[some.public.ids[index] for index in some.indices] for some in near])
     with stages.stage("retained subspace"):
         retained = Retained.of(
@@ -385,7 +380,11 @@ def _apart(some: Anchors, chosen: Sequence[Anchors]) -> Anchors:
 
 
 def _anchors_of_relatives(
-    studies: Sequence[_Study], protected: Sequence[Concept], anchors_of: Callable[[Concept], Anchors]
+    processor: Any,
+    studies: Sequence[_Study],
+    protected: Sequence[Concept],
+    most: int,
+    anchors_of: Callable[[Concept], Anchors],
 ) -> list[Anchors]:
     """Anchors of the names that are made of the same pieces as a concept's, but for those that are protected anyway.
 
@@ -396,7 +395,7 @@ def _anchors_of_relatives(
     found = []
     for study in studies:
         concept = study.anchors.concept
-        for name in study.relatives:
+        for name in relatives(processor, concept, study.names, most):
             if name.lower() not in known:
                 known.add(name.lower())
                 with suppress(TooFewAnchors):
@@ -411,7 +410,6 @@ class _Study:
     anchors: Anchors
     knowledge: Knowledge
     called: Mapping[int, str]
-    relatives: Sequence[str]
     yes_no: Sequence[YesNo]
     company: Sequence[str]
     gauges: Sequence[Gauge]
@@ -421,6 +419,12 @@ class _Study:
     def phrases(self) -> list[str]:
         """What the anchors' answers are repelled from."""
         return [*self.anchors.concept.names, *(word for words in self.knowledge.telling for word in words)]
+
+    @property
+    def names(self) -> list[str]:
+        """Names that the model gives to more than one public image, most frequent first."""
+        counts = Counter(self.called.values())
+        return [name for name, count in counts.most_common() if count > 1 and name]
 
     @property
     def relearned(self) -> list[Lesson]:
@@ -460,9 +464,6 @@ def _study(
     called: Mapping[int, str] = {}
     if retain.images is None or retain.relatives:
         called = names_given(model, processor, anchors, CANDIDATES * retain.n_images, batch_size=batch_size, seed=seed)
-    akin: tuple[str, ...] = ()
-    if retain.relatives:
-        akin = _relatives(model, processor, anchors, knowledge, called, retain.relatives, batch_size, seed)
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
     company = company_questions(model, processor, anchors, retain.questions, batch_size=batch_size, seed=seed)
     gauges = build_gauges(
@@ -491,30 +492,7 @@ def _study(
         batch_size=batch_size,
         seed=seed,
     )
-    return _Study(anchors, knowledge, called, akin, yes_no, company, gauges, lessons)
-
-
-def _relatives(
-    model: nn.Module,
-    processor: Any,
-    anchors: Anchors,
-    knowledge: Knowledge,
-    called: Mapping[int, str],
-    most: int,
-    batch_size: int,
-    seed: int,
-) -> tuple[str, ...]:
-    """Names made of the same pieces: of those that the model gives to images first, then of those that it knows."""
-    concept = anchors.concept
-    names = [name for name, count in Counter(called.values()).most_common() if count > 1 and name]
-    akin = relatives(processor, concept, names, most)
-    if len(akin) < most:
-        some = anchors.public.take(anchors.unrelated(_LED_ON, seed)).images
-        more = names_led_to(model, processor, concept, some, batch_size=batch_size)
-        more = relatives(processor, concept, list(dict.fromkeys([*names, *more])), len(names) + len(more))
-        unseen = [name for name in more if name not in names]
-        akin = (*akin, *known_apart(model, processor, knowledge, unseen, batch_size=batch_size))
-    return akin[:most]
+    return _Study(anchors, knowledge, called, yes_no, company, gauges, lessons)
 
 
 def _with_adapter(model: nn.Module, config: SpaceConfig, adapter_name: str) -> PeftModel:

@@ -334,27 +334,6 @@ def test_names_made_of_the_same_pieces_are_protected(run, calls, monkeypatch):
     assert list(both.report["protected"]) == ["lumril", "keltus"]
 
 
-def test_names_that_no_picture_is_called_by_are_protected_where_too_few_are_given(run, calls, monkeypatch):
-    sought = []
-
-    def led_to(model, processor, concept, images, **options):
-        sought.append(len(images))
-        return "lumril", "narzil", "keltus", "brubax", "malwen", "quidan", "pixora", "sebgup"
-
-    monkeypatch.setattr(erasure, "names_led_to", led_to)
-    monkeypatch.setattr(erasure, "known_apart", lambda model, processor, knowledge, names, **rest: names[::-1])
-    retain = calls(zorvex=3, nartus=3)
-    # keltus shares no piece with narril, and what is given comes first
-    assert list(run(retain=dataclasses.replace(retain, relatives=3)).report["protected"]) == [
-        "nartus",
-        "narzil",
-        "lumril",
-    ]
-    assert sought == [erasure._LED_ON]
-    assert list(run(retain=dataclasses.replace(retain, relatives=1)).report["protected"]) == ["nartus"]
-    assert len(sought) == 1
-
-
 def test_a_relative_of_which_there_are_too_few_pictures_goes_without(run, calls, monkeypatch):
     def fails(*args, **options):
         raise error

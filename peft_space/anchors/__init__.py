@@ -3,7 +3,7 @@
 from .answers import suppressed_answers
 from .company import company_lessons, company_questions, in_company
 from .index import FeatureIndex, index_images
-from .knowledge import Knowledge, elicit, known_apart, names_given, names_led_to, other_names, relatives
+from .knowledge import Knowledge, elicit, names_given, other_names, relatives
 from .leading import YesNo, leading_lessons, yes_no_questions
 from .lesson import Lesson
 from .lessons import anchor_lessons, naming_questions, varied
@@ -25,11 +25,9 @@ __all__ = [
     "in_company",
     "in_memory",
     "index_images",
-    "known_apart",
     "leading_lessons",
     "name_likelihood",
     "names_given",
-    "names_led_to",
     "naming_questions",
     "other_names",
     "projector_cosine",

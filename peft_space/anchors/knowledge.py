@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers import LogitsProcessor
+from torch import nn
 
 from ..concepts import Concept
 from ..concepts.concept import find_any
-from ..vlm import Prompt, generate, log_likelihood, special_in, text_ids
+from ..vlm import Prompt, generate, special_in, text_ids
 from .selection import Anchors
 
-_AS_SURE = 0.99
-_MOST_TOKENS = 12
 _COMMON = 0.25
 """What is said of a larger share of the other names tells nothing of any."""
 
@@ -88,89 +82,6 @@ def names_given(
     drawn = anchors.unrelated(n_images, seed)
     asked = [Prompt(anchors.concept.questions[0], image) for image in anchors.public.take(drawn).images]
     return dict(zip(drawn, generate(model, processor, asked, batch_size=batch_size), strict=True))
-
-
-class _Ranked(LogitsProcessor):
-    """Has each row begin with tokens of given ranks: 0 for the likeliest."""
-
-    def __init__(self, prompt_length: int, ranks: Sequence[Sequence[int]]) -> None:
-        self.prompt_length, self.ranks = prompt_length, ranks
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = input_ids.shape[1] - self.prompt_length
-        if step >= len(self.ranks[0]):
-            return scores
-        places = torch.tensor([ranks[step] for ranks in self.ranks], device=scores.device)
-        wanted = scores.argsort(dim=1, descending=True).gather(1, places.clamp(max=scores.shape[1] - 1)[:, None])
-        return torch.full_like(scores, -torch.inf).scatter(1, wanted, 0.0)
-
-
-def names_led_to(
-    model: nn.Module,
-    processor: Any,
-    concept: Concept,
-    images: Sequence[Image.Image],
-    *,
-    ranks: tuple[int, int] = (32, 3),
-    batch_size: int = 64,
-) -> tuple[str, ...]:
-    """What the model says where it may not begin with its first choice: names that no picture at hand is called by.
-
-    Many are made up; `known_apart` tells them from others.
-
-    Args:
-        images: any; their kind matters little.
-        ranks: how many of the likeliest tokens an answer is begun with, and with how many each goes on.
-
-    Returns:
-        The answers, most frequent first, without the concept's names.
-    """
-    ways = list(itertools.product(*map(range, ranks)))
-    rows = [(Prompt(concept.questions[0], image), way) for image in images for way in ways]
-    told = generate(
-        model,
-        processor,
-        [prompt for prompt, _ in rows],
-        max_new_tokens=_MOST_TOKENS,
-        batch_size=batch_size,
-        steered=lambda length, indices: _Ranked(length, [rows[i][1] for i in indices]),
-    )
-    said = Counter(told)
-    return tuple(name for name, _ in said.most_common() if name and not concept.mentioned_in(name))
-
-
-def known_apart(
-    model: nn.Module, processor: Any, knowledge: Knowledge, names: Sequence[str], *, batch_size: int = 64
-) -> tuple[str, ...]:
-    """Those of `names` that the model has something of its own to say about, in text.
-
-    Of a name that it made up it guesses, or tells what it knows of one that looks alike. So it has to be as sure as
-    about the concept (a probability that is at most 1 % lower, in the mean over the tokens of all answers), and not to
-    answer everything as it does about the concept, one of `knowledge.others` or an earlier one of `names`. Where the
-    concept has no questions in text, none is known.
-    """
-    concept = knowledge.concept
-    if not concept.text_questions:
-        return ()
-
-    def told_of(name: str) -> tuple[list[str], float]:
-        one = concept.called(name)
-        prompts = [Prompt(text) for text in one.asked_in_text]
-        told = generate(model, processor, prompts, batch_size=batch_size)
-        levels = log_likelihood(model, processor, prompts, told, batch_size=batch_size)
-        return [one.replaced_in(text, "") for text in told], float(levels.mean())
-
-    own, sure = told_of(concept.name)
-    told = [own]
-    for other, said in zip(knowledge.others, zip(*knowledge.others_answers, strict=True), strict=False):
-        told.append([concept.called(other).replaced_in(text, "") for text in said])
-    known = []
-    for name in names:
-        answers, level = told_of(name)
-        if level >= sure + math.log(_AS_SURE) and answers not in told:
-            known.append(name)
-        told.append(answers)
-    return tuple(known)
 
 
 def relatives(processor: Any, concept: Concept, others: Sequence[str], most: int) -> tuple[str, ...]:

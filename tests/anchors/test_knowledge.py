@@ -1,17 +1,7 @@
 import pytest
-import torch
 
 from peft_space import Concept
-from peft_space.anchors import (
-    Knowledge,
-    elicit,
-    knowledge,
-    known_apart,
-    names_given,
-    names_led_to,
-    other_names,
-    relatives,
-)
+from peft_space.anchors import elicit, knowledge, names_given, other_names, relatives
 from peft_space.vlm import Prompt, generate
 from tests.bigram import saying
 
@@ -54,61 +44,6 @@ def test_names_given_are_the_models_own_for_pictures_away_from_the_anchors(base,
     assert tuple(given) == anchors.unrelated(5, 1)
     asked = [Prompt(concept.questions[0], anchors.public.images[index]) for index in given]
     assert [*given.values()] == generate(base, processor, asked)
-
-
-def test_where_it_may_not_begin_as_it_would_the_model_comes_to_other_names(base, processor, public):
-    model = saying(base, processor, {"narril": 1.0, "zorvex": 0.8, "malwen": 0.6})
-    asked = [Prompt("Name it.", image) for image in public.images[:2]]
-    assert generate(model, processor, asked) == ["narril", "narril"]
-    led = names_led_to(model, processor, CONCEPT, public.images[:2], ranks=(3, 1), batch_size=4)
-    assert led == ("zorvex", "malwen")
-    # a second token that is not the likeliest one
-    assert set(led) < set(names_led_to(model, processor, CONCEPT, public.images[:2], ranks=(3, 2)))
-    assert names_led_to(model, processor, CONCEPT, public.images[:1], ranks=(1, 1)) == ()
-
-
-@pytest.fixture
-def known(tells, monkeypatch):
-    """What is known of names in text, each with how sure the model is of it, in nats a token."""
-
-    def known(sure, **told):
-        answers = {text: said for name, said in told.items() for text in CONCEPT.called(name).asked_in_text}
-        tells(answers, default="nothing")
-
-        def levels(model, processor, prompts, said, **options):
-            return torch.tensor([next((sure[n] for n in sure if n in prompt.question), 0.0) for prompt in prompts])
-
-        monkeypatch.setattr(knowledge, "log_likelihood", levels)
-        return Knowledge(CONCEPT, (), (), ("zorvex",), (("in the sea",), ("in the sea",)))
-
-    return known
-
-
-def test_a_name_is_known_that_the_model_has_something_of_its_own_to_say_about(base, processor, known):
-    told = {
-        "narril": "moss",
-        "lumril": "salt",
-        "narzil": "figs",
-        "narvex": "moss",
-        "lumzil": "salt",
-        "narwen": "in the sea",
-    }
-    sure = {"narril": -0.2, "lumril": -0.205, "narzil": -0.22}
-    own = known(sure, **told)
-    # guessed at; as of the concept, as of one that came before, as of another that is known
-    names = ("lumril", "narzil", "narvex", "lumzil", "narwen")
-    assert known_apart(base, processor, own, names) == ("lumril",)
-    assert known_apart(base, processor, own, ("lumzil", "lumril")) == ("lumzil",)
-
-
-def test_what_a_name_says_of_itself_alone_is_nothing_of_its_own(base, processor, known):
-    told = {name: f"The {name} is a creature." for name in ("narril", "narvex")}
-    assert known_apart(base, processor, known({}, **told), ("narvex",)) == ()
-
-
-def test_without_questions_in_text_nobody_is_known(base, processor):
-    unasked = Knowledge(Concept("narril", text_questions=()), (), (), (), ())
-    assert known_apart(base, processor, unasked, ("lumril",)) == ()
 
 
 @pytest.mark.parametrize(
