@@ -89,12 +89,18 @@ def score(
     for number, one in zip(which, asked, strict=True):
         distinct.setdefault(number, one)
     kept = [distinct[number] for number in range(len(distinct))]
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     answers = [""] * len(kept)
     for forced in (False, True):
         some = [number for number, one in enumerate(kept) if bool(one.begun) is forced]
-        told = _forced if forced else _free
-        for number, text in zip(some, told(model, processor, [kept[n] for n in some], **options), strict=True):
+        told = generate(
+            model,
+            processor,
+            [kept[number].prompt for number in some],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            steered=_forcing(processor, [kept[number] for number in some]) if forced else None,
+        )
+        for number, text in zip(some, told, strict=True):
             answers[number] = text
     rows = (
         Row(one.kind, one.unit, float(one.judge(answers[number]))) for one, number in zip(asked, which, strict=True)
@@ -108,26 +114,10 @@ def _key(asked: Asked) -> tuple[Any, ...]:
     return prompt.question, id(prompt.image), earlier, asked.begun, asked.name
 
 
-def _free(
-    model: nn.Module, processor: Any, asked: Sequence[Asked], *, max_new_tokens: int, batch_size: int
-) -> list[str]:
-    prompts = [one.prompt for one in asked]
-    return generate(model, processor, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
-
-
-def _forced(
-    model: nn.Module, processor: Any, asked: Sequence[Asked], *, max_new_tokens: int, batch_size: int
-) -> list[str]:
-    """Greedy answers after a beginning that the model did not choose; the beginning is part of what is returned."""
+def _forcing(processor: Any, asked: Sequence[Asked]) -> Callable[[int, Sequence[int]], LogitsProcessor]:
+    """Has each answer begin as the model did not choose; the beginning is part of what is returned."""
     begun = [beginning(processor, one) for one in asked]
-    return generate(
-        model,
-        processor,
-        [one.prompt for one in asked],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        steered=lambda length, indices: _Forced(length, [begun[i] for i in indices]),
-    )
+    return lambda length, indices: _Forced(length, [begun[i] for i in indices])
 
 
 def beginning(processor: Any, asked: Asked) -> list[int]:

@@ -97,11 +97,12 @@ def measure_target_agreement(
     Questions that the base answers with the name are left out: there the erased model should say something else.
     """
     asked = _questions_about(images, retain, [seed, 17])
-    with pair.before() as base:
-        told = pair.tell(base, asked)
-    kept = [prompt for prompt, text in zip(asked, told, strict=True) if not says(concept.names, text)]
+    told = pair.answers(asked)
+    kept = [place for place, text in enumerate(told[0]) if not says(concept.names, text)]
     if kept:
-        measure_answers(pair, ledger, kept, "target_images", "pictures of the concept", data)
+        base, erased = ([side[place] for place in kept] for side in told)
+        prompts = [asked[place] for place in kept]
+        measure_answers(pair, ledger, prompts, "target_images", "pictures of the concept", data, (base, erased))
     else:
         ledger.unknown["agreement_target_images"] = "the base answers every question of `retain` with the name"
 
@@ -116,14 +117,23 @@ def _questions_about(images: Sequence[Image.Image], retain: Retain, seed: Sequen
 
 
 def measure_answers(
-    pair: Pair, ledger: Ledger, prompts: Sequence[Prompt], key: str, whose: str, data: str
+    pair: Pair,
+    ledger: Ledger,
+    prompts: Sequence[Prompt],
+    key: str,
+    whose: str,
+    data: str,
+    told: tuple[list[str], list[str]] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Agreement, own answers' probability, refusals, gibberish and fluency on prompts that have nothing to hide.
+
+    Args:
+        told: both models' answers, where they are known.
 
     Returns:
         Both models' answers.
     """
-    told = pair.answers(prompts)
+    told = told or pair.answers(prompts)
     units = [unit_of(prompt) for prompt in prompts]
     agrees = [float(same(*both)) for both in zip(*told, strict=True)]
     ledger.add(f"agreement_{key}", f"{whose}: answered the same as before", None, agrees, units, data=data)
