@@ -76,6 +76,7 @@ def leading_lessons(
     yes_no: Sequence[YesNo] = (),
     *,
     n_yes_no: int = 2,
+    n_times: int = 2,
     n_begun: int = 1,
     seed: int = 0,
 ) -> list[Lesson]:
@@ -91,7 +92,8 @@ def leading_lessons(
         fitting: what each anchor is told as.
         repeats: how often each anchor's lessons are repeated.
         yes_no: as of `yes_no_questions`.
-        n_yes_no: such questions for each anchor.
+        n_yes_no: questions of `yes_no` for each anchor.
+        n_times: how often each of them is a lesson: its answer is a token or two, where every token counts alike.
         n_begun: answers begun for each anchor. Of a name of one token nothing can be begun.
         seed: of the draw.
     """
@@ -101,9 +103,9 @@ def leading_lessons(
     for image, stand_in, times in zip(anchors.images, fitting, repeats, strict=True):
         for index in rng.permutation(len(yes_no))[:n_yes_no]:
             asked = yes_no[index]
-            lessons += [Lesson(Prompt(asked.about(concept.name), image), asked.no, "leading")] * times
+            lessons += [Lesson(Prompt(asked.about(concept.name), image), asked.no, "leading")] * times * n_times
             if stand_in.name in knowledge.others:
-                lessons += [Lesson(Prompt(asked.about(stand_in.name), image), asked.yes, "leading")] * times
+                lessons += [Lesson(Prompt(asked.about(stand_in.name), image), asked.yes, "leading")] * times * n_times
     for image, times in zip(anchors.images, repeats, strict=True):
         for index in rng.permutation(len(concept.questions))[:n_begun]:
             prompt = Prompt(concept.questions[index], image)

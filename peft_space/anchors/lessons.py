@@ -80,7 +80,7 @@ def anchor_lessons(
         # what is called by another name keeps it: a general word there would take that name from all that bear it
         general = [Prompt(concept.generic_question, image) for image in anchors.images]
         words = generate(model, processor, general, batch_size=batch_size)
-        fitting = [StandIn(text) if one.renamed else one for one, text in zip(fitting, words, strict=True)]
+        fitting = [replace(one, name=text) if one.renamed else one for one, text in zip(fitting, words, strict=True)]
     lessons: list[Lesson] = []
     # what the model has to answer itself: the prompt, what it may not say, what it is about, how often it is a lesson
     left: list[tuple[Prompt, tuple[str, ...], About, int]] = []

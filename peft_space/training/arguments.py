@@ -34,6 +34,10 @@ class SpaceTrainingArguments(TrainingArguments):
         default=0.4,
         metadata={"help": "How far every gauge must fall, as a share of the way from certain to an unrelated name."},
     )
+    dose_margin: float = field(
+        default=2.0,
+        metadata={"help": "Nats below even odds at which every gauge must be, where other names are not likelier."},
+    )
     dose_slack: float = field(
         default=0.1,
         metadata={"help": "Nats by which the answers that should stay may become less likely, in the mean."},
@@ -43,7 +47,7 @@ class SpaceTrainingArguments(TrainingArguments):
     )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
-    max_steps: int = field(default=120, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
+    max_steps: int = field(default=200, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Lessons in a step; several processes share them."}
     )
@@ -63,7 +67,7 @@ class SpaceTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
-        for name in ("lambda_anchor", "lambda_diversity", "relearning_radius", "dose_share", "dose_slack"):
+        for name in ("lambda_anchor", "lambda_diversity", "relearning_radius", "dose_share", "dose_margin", "dose_slack"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")
         if self.dose_every < 0:

@@ -54,9 +54,15 @@ class Gauge:
         levels = log_likelihood(model, processor, self.prompts, self.answers, per_token=False, batch_size=batch_size)
         return float(levels.mean()) if self.reference is None else _likeliest(log_odds(levels))
 
-    def met(self, level: float, share: float, slack: float) -> bool:
-        """Whether `level` has fallen by `share` of the way; of what should stay, by no more than `slack` nats."""
-        return self.base - level <= slack if self.reference is None else self.fallen(level) >= share
+    def met(self, level: float, share: float, margin: float, slack: float) -> bool:
+        """Whether `level` has fallen far enough; of what should stay, by no more than `slack` nats.
+
+        Far enough is `share` of the way, and `margin` nats below even odds unless other names are likelier than that:
+        where the base model was very sure, part of the way down is still likelier than not.
+        """
+        if self.reference is None:
+            return self.base - level <= slack
+        return self.fallen(level) >= share and level <= max(-margin, self.reference)
 
     def fallen(self, level: float) -> float:
         """How far `level` has come down from `base`: 1 is the way from `sure` to `reference`.
@@ -225,6 +231,7 @@ def read_dose(
     processor: Any,
     gauges: Sequence[Gauge],
     share: float,
+    margin: float,
     slack: float,
     leak: float,
     step: int,
@@ -232,5 +239,5 @@ def read_dose(
 ) -> Reading:
     """Reads all gauges on the model as it is."""
     levels = tuple(gauge.read(model, processor, batch_size) for gauge in gauges)
-    reached = all(gauge.met(level, share, slack) for level, gauge in zip(levels, gauges, strict=True))
+    reached = all(gauge.met(level, share, margin, slack) for level, gauge in zip(levels, gauges, strict=True))
     return Reading(step, levels, reached, leak)

@@ -350,6 +350,7 @@ class _Dose(TrainerCallback):
                 self.processor,
                 self.gauges,
                 args.dose_share,
+                args.dose_margin,
                 args.dose_slack,
                 leak,
                 state.global_step,

@@ -127,9 +127,26 @@ def test_what_the_model_is_not_sure_of_need_not_stay(base, processor, anchors, t
 @pytest.mark.parametrize(("level", "met"), [(-1.0, True), (0.0, True), (-1.09, True), (-1.11, False)])
 def test_what_should_stay_may_fall_by_the_slack(level, met):
     gauge = Gauge("what should stay", (), (), -1.0, None)
-    assert gauge.met(level, 0.2, 0.1) is met
+    assert gauge.met(level, 0.2, 2.0, 0.1) is met
     with pytest.raises(ValueError, match="`reference` must be known"):
         gauge.fallen(level)
+
+
+@pytest.mark.parametrize(
+    ("level", "reference", "met", "without"),
+    [
+        (-2.0, -10.0, True, True),
+        (-1.9, -10.0, False, True),
+        (-0.5, -0.5, True, True),
+        (-0.4, -0.5, False, True),
+        (-2.5, -30.0, False, False),
+    ],
+    ids=["less likely than not", "hardly", "as likely as other names", "likelier than they", "not far enough"],
+)
+def test_what_should_go_must_be_less_likely_than_not_unless_other_names_are_likelier(level, reference, met, without):
+    gauge = Gauge("fact through the image", (), (), 9.0, reference, 9.0)
+    assert gauge.met(level, 0.4, 2.0, 0.1) is met
+    assert gauge.met(level, 0.4, 0.0, 0.1) is without
 
 
 def test_each_alias_has_a_gauge(base, processor, anchors, told):
@@ -191,7 +208,7 @@ def test_a_gauge_knows_where_the_base_model_is_surest(base, processor, gauges):
 )
 def test_the_dose_is_reached_where_every_gauge_fell(base, processor, gauges, references, share, reached):
     gauges = [dataclasses.replace(g, reference=r) for g, r in zip(gauges, references, strict=True)]
-    reading = read_dose(base, processor, gauges, share, 0.1, leak=0.01, step=3)
+    reading = read_dose(base, processor, gauges, share, 0.0, 0.1, leak=0.01, step=3)
     assert reading.reached is reached
     assert (reading.step, reading.leak) == (3, 0.01)
     assert reading.levels == pytest.approx([gauge.base for gauge in gauges], abs=1e-4)
@@ -203,7 +220,7 @@ def test_a_level_that_is_not_a_number_reaches_nothing(base, processor, reference
         def read(self, model, processor, batch_size):
             return float("nan")
 
-    assert not read_dose(base, processor, [Lost("name", (), (), 0, reference)], 0.6, 0.1, 0, 1).reached
+    assert not read_dose(base, processor, [Lost("name", (), (), 0, reference)], 0.6, 0.0, 0.1, 0, 1).reached
 
 
 def test_a_gauge_reads_the_likeliest_quarter(base, processor, gauges):

@@ -30,7 +30,7 @@ def space(
     max_steps: int,
     alter: Callable[[Anchors, int], Anchors] | None = None,
 ) -> Iterator[tuple[float, PeftModel, int]]:
-    """Erases with each of `doses` as `dose_share`, which sets the steps.
+    """Erases with each of `doses` as `dose_share`, which alone sets the steps: there is no `dose_margin`.
 
     The learning rate stays the same after its warm-up, so one training to the largest dose goes through all that the
     smaller ones would give: the adapter is copied at every reading.
@@ -46,18 +46,25 @@ def space(
     met: dict[float, list[int]] = {dose: [] for dose in doses}
 
     def read(
-        read_model: nn.Module, read_processor: Any, gauges: Any, share: float, slack: float, *rest: Any, **more: Any
+        read_model: nn.Module,
+        read_processor: Any,
+        gauges: Any,
+        share: float,
+        margin: float,
+        slack: float,
+        *rest: Any,
+        **more: Any,
     ) -> Any:
-        reading = read_dose(read_model, read_processor, gauges, share, slack, *rest, **more)
+        reading = read_dose(read_model, read_processor, gauges, share, margin, slack, *rest, **more)
         copies[reading.step] = weights(model)
         for dose, steps in met.items():
-            if all(gauge.met(level, dose, slack) for level, gauge in zip(reading.levels, gauges, strict=True)):
+            if all(gauge.met(level, dose, margin, slack) for level, gauge in zip(reading.levels, gauges, strict=True)):
                 steps.append(reading.step)
         return reading
 
     anchors = alter(case.anchors, case.seed) if alter else case.anchors
     args = SpaceTrainingArguments(
-        seed=case.seed, learning_rate=learning_rate, max_steps=max_steps, dose_share=max(doses)
+        seed=case.seed, learning_rate=learning_rate, max_steps=max_steps, dose_share=max(doses), dose_margin=0.0
     )
     with patch.object(trainer, "read_dose", read):
         result = erase(
