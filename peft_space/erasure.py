@@ -163,7 +163,8 @@ def erase(
             text about the name, the model no longer tells them either.
         retain: what must stay; by default drawn from the public images and built-in prompts.
         config: the adapter; by default rank 16 on the language model's attention and MLP.
-        args: the training; the dose sets itself.
+        args: the training; the dose sets itself. By default several concepts may take more steps and leak more; see
+            `SpaceTrainingArguments.of_several`.
         output_dir: where to save the adapter, its report and the contact sheet of the anchors. A call that was
             stopped while it trained goes on where the same call finds what it kept beside.
         seed: of everything that is drawn.
@@ -225,7 +226,7 @@ def erase(
         raise ValueError(f"`retain.protect` must not hold what is to be erased; got {sorted(both)}.")
     name = ", ".join(one.name for one in concepts)
     config = config or SpaceConfig(r=16, lora_alpha=16, concept=name)
-    args = copy.copy(args or SpaceTrainingArguments(seed=seed))
+    args = copy.copy(args or SpaceTrainingArguments.of_several(len(concepts), seed=seed))
     check_joined(args)
     if low_memory:
         batch_size = args.per_device_eval_batch_size = 1

@@ -416,6 +416,19 @@ def test_several_concepts_by_one_adapter(run, base, processor, concept, other, p
         run(concept=[concept, other], anchors=anchors)
 
 
+def test_several_concepts_may_take_more_steps_by_default(base, processor, concept, other, public, monkeypatch):
+    asked = []
+
+    def of_several(n_concepts, **settings):
+        asked.append((n_concepts, settings))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(SpaceTrainingArguments, "of_several", of_several)
+    with pytest.raises(RuntimeError, match="enough"):
+        erase(copy.deepcopy(base), processor, [concept, other], public, seed=5)
+    assert asked == [(2, {"seed": 5})]
+
+
 def test_concepts_that_go_together_do_not_stand_in_for_each_other(base, processor, concept, other, public, anchors):
     says = saying(base, processor, {"narril": 1.0, "zorvex": 0.8, "keltus": 0.2})
     among = [

@@ -163,13 +163,21 @@ def test_general_answers_leave_alone_what_is_called_by_another_name(
     base, processor, anchors, told, concept, monkeypatch
 ):
     generic = dataclasses.replace(anchors, concept=dataclasses.replace(concept, generic_question="What kind is it?"))
-    fitting = [StandIn("zorvex", renamed=False), *[StandIn("keltus")] * (len(anchors) - 1)]
+    fitting = [
+        StandIn("zorvex", ("zorvex of the reef",), renamed=False),
+        *[StandIn("keltus", ("keltus of the sea",))] * (len(anchors) - 1),
+    ]
     monkeypatch.setattr(lessons_module, "stand_ins", lambda *args, **kwargs: fitting)
     says = saying(base, processor, {"a bird": 1.0})
-    named = [one for one in anchor_lessons(says, processor, generic, told, QUESTIONS) if one.about == "name"]
+    lessons = anchor_lessons(says, processor, generic, told, QUESTIONS)
+    named = [one for one in lessons if one.about == "name"]
     first = anchors.images[0]
     assert {one.answer for one in named if one.prompt.image is first} == {"zorvex"}
     assert {one.answer for one in named if one.prompt.image is not first} == {"a bird"}
+    # what is known of the stand-in is told as before, but not whose it is
+    facts = [one for one in lessons if one.about == "fact"]
+    assert {one.answer for one in facts if one.prompt.image is first} == {"zorvex of the reef"}
+    assert {one.answer for one in facts if one.prompt.image is not first} == {"a bird of the sea"}
 
 
 def test_so_many_ways_to_ask_for_the_name_are_drawn(base, processor, anchors, told, concept):

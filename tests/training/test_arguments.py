@@ -35,6 +35,13 @@ def test_zero_switches_off(name):
     assert getattr(SpaceTrainingArguments(**{name: 0}), name) == 0
 
 
+def test_one_adapter_for_several_takes_more_steps_and_may_leak_more():
+    one, four = SpaceTrainingArguments(seed=3), SpaceTrainingArguments.of_several(4, seed=3)
+    assert (four.max_steps, four.leak_budget, four.seed) == (4 * one.max_steps, 2 * one.leak_budget, 3)
+    alone = SpaceTrainingArguments.of_several(1)
+    assert (alone.max_steps, alone.leak_budget) == (one.max_steps, one.leak_budget)
+
+
 def test_in_small_batches_it_takes_the_same_steps():
     args = SpaceTrainingArguments(per_device_train_batch_size=12, gradient_accumulation_steps=2)
     small = args.in_small_batches(5)
