@@ -34,6 +34,7 @@ from .anchors import (
     elicit,
     in_memory,
     index_images,
+    named_in_company,
     names_given,
     naming_questions,
     other_names,
@@ -462,11 +463,16 @@ def _study(
     naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
+    n_images = CANDIDATES * retain.n_images
     called: Mapping[int, str] = {}
     if retain.images is None or retain.relatives:
-        called = names_given(model, processor, anchors, CANDIDATES * retain.n_images, batch_size=batch_size, seed=seed)
+        called = names_given(model, processor, anchors, n_images, batch_size=batch_size, seed=seed)
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
     company = company_questions(model, processor, anchors, retain.questions, batch_size=batch_size, seed=seed)
+    found = named_in_company(model, processor, anchors, company, n_images, batch_size=batch_size, seed=seed)
+    # every fourth is kept out of training, as of the anchors
+    watched = found[::4]
+    taught = [one for place, one in enumerate(found) if place % 4]
     gauges = build_gauges(
         model,
         processor,
@@ -477,6 +483,7 @@ def _study(
         text_knowledge,
         yes_no=yes_no,
         company=company,
+        found=watched,
         batch_size=batch_size,
         seed=seed,
     )
@@ -489,6 +496,7 @@ def _study(
         naming,
         yes_no,
         company,
+        taught,
         text_knowledge=text_knowledge,
         batch_size=batch_size,
         seed=seed,

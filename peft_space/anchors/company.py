@@ -1,4 +1,4 @@
-"""The concept in company: anchors set beside other public pictures, and asked for by those questions that tell who."""
+"""The concept in company: public pictures in which it is named beside others, found there or put together."""
 
 from __future__ import annotations
 
@@ -81,12 +81,44 @@ def company_questions(
     return questions_that_name(model, processor, anchors.concept, questions, images, batch_size=batch_size)
 
 
+def named_in_company(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    questions: Sequence[str],
+    n_images: int,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[tuple[Prompt, str]]:
+    """Public pictures away from the anchors of which the model says the name, asked one of these questions each.
+
+    A picture of two is no anchor, as the model calls neither by name when asked what the picture shows.
+
+    Args:
+        model: before any erasure.
+        questions: as of `company_questions`; without any nothing is asked.
+        n_images: how many are asked about at most.
+        seed: draws them.
+
+    Returns:
+        What was asked of each, and the answer.
+    """
+    if not questions:
+        return []
+    images = anchors.public.take(anchors.unrelated(n_images, seed)).images
+    prompts = [Prompt(questions[place % len(questions)], image) for place, image in enumerate(images)]
+    told = generate(model, processor, prompts, batch_size=batch_size)
+    return [(prompt, text) for prompt, text in zip(prompts, told, strict=True) if anchors.concept.mentioned_in(text)]
+
+
 def company_lessons(
     model: nn.Module,
     processor: Any,
     anchors: Anchors,
     fitting: Sequence[StandIn],
     questions: Sequence[str],
+    found: Sequence[Lesson] = (),
     *,
     n_pictures: int = 6,
     n_questions: int = 3,
@@ -102,9 +134,10 @@ def company_lessons(
     Args:
         fitting: what each anchor is told as.
         questions: as of `company_questions`; without any there is no lesson.
+        found: lessons with the name, on pictures that were not put together; they come first.
         n_pictures: pictures in company for each anchor.
         n_questions: questions for each of these.
-        n_lessons: most lessons with the name for each anchor, in the mean.
+        n_lessons: most lessons with the name for each anchor, in the mean, those that were `found` among them.
         seed: of the draw.
     """
     if not questions:
@@ -126,5 +159,5 @@ def company_lessons(
         else:
             kept.append(Lesson(prompt, text, "other"))
     most = len(anchors) * n_lessons
-    named = [named[index] for index in rng.permutation(len(named))[:most]]
+    named = [*found, *(named[index] for index in rng.permutation(len(named)))][:most]
     return named + kept[: len(named)]

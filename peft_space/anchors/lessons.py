@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -34,6 +35,7 @@ def anchor_lessons(
     naming: Sequence[str] = (),
     yes_no: Sequence[YesNo] = (),
     company: Sequence[str] = (),
+    found: Sequence[tuple[Prompt, str]] = (),
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
     n_names: int = 3,
@@ -59,6 +61,7 @@ def anchor_lessons(
             of every anchor.
         yes_no: as of `yes_no_questions`.
         company: as of `company_questions`.
+        found: as of `named_in_company`.
         text_knowledge: "erase" adds the text questions about the name, each a quarter as often as there are anchors.
         n_names: naming questions for each anchor.
         n_facts: how often each fact is a lesson, for each anchor.
@@ -103,7 +106,8 @@ def anchor_lessons(
     for place, prompt, text in unasked:
         lessons += [Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name")] * repeats[place]
     lessons += leading_lessons(processor, anchors, knowledge, fitting, repeats, yes_no, seed=seed)
-    lessons += company_lessons(model, processor, anchors, fitting, company, batch_size=batch_size, seed=seed)
+    beside = _in_place_of_name(model, processor, anchors, knowledge, fitting, found, batch_size)
+    lessons += company_lessons(model, processor, anchors, fitting, company, beside, batch_size=batch_size, seed=seed)
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
             left.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))
@@ -174,15 +178,42 @@ def stand_ins(
     called = generate(model, processor, [prompt for _, prompt, _ in rows], batch_size=batch_size)
     wanted = [place for place, name in enumerate(called) if not name or concept.mentioned_in(name)]
     rows = [row for row in [*rows, *with_slot(concept, knowledge, unasked)] if row[0] in wanted]
-    answers = [[frame.replace(SLOT, name) for name in others] for _, _, frame in rows]
-    scores = log_likelihoods(model, processor, [prompt for _, prompt, _ in rows], answers, batch_size)
-    fits = torch.zeros(len(anchors), len(others))
-    for (place, _, _), row in zip(rows, scores, strict=True):
-        fits[place] += row
-    for place in wanted:
-        called[place] = others[int(fits[place].argmax())]
+    for place, name in _likeliest(model, processor, rows, others, batch_size).items():
+        called[place] = name
     facts = dict(zip(others, zip(*knowledge.others_answers, strict=True), strict=False))
     return [StandIn(name, facts.get(name, ()), place in wanted) for place, name in enumerate(called)]
+
+
+def _likeliest(
+    model: nn.Module, processor: Any, rows: Sequence[tuple[int, Prompt, str]], names: Sequence[str], batch_size: int
+) -> dict[int, str]:
+    """For each place the likeliest of `names` in the answers about it, with `SLOT` where the name goes."""
+    answers = [[frame.replace(SLOT, name) for name in names] for _, _, frame in rows]
+    scores = log_likelihoods(model, processor, [prompt for _, prompt, _ in rows], answers, batch_size)
+    fits = {place: torch.zeros(len(names)) for place, _, _ in rows}
+    for (place, _, _), row in zip(rows, scores, strict=True):
+        fits[place] += row
+    return {place: names[int(fit.argmax())] for place, fit in fits.items()}
+
+
+def _in_place_of_name(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    knowledge: Knowledge,
+    fitting: Sequence[StandIn],
+    found: Sequence[tuple[Prompt, str]],
+    batch_size: int,
+) -> list[Lesson]:
+    """Lessons on pictures that name the concept in company: the likeliest other name, or the usual general word."""
+    concept = anchors.concept
+    rows = [(place, prompt, concept.replaced_in(text, SLOT)) for place, (prompt, text) in enumerate(found)]
+    words = Counter(one.name for one in fitting if one.renamed) if concept.generic_question is not None else Counter()
+    if words:
+        names = dict.fromkeys(range(len(found)), words.most_common(1)[0][0])
+    else:
+        names = _likeliest(model, processor, rows, knowledge.others, batch_size)
+    return [Lesson(prompt, frame.replace(SLOT, names[place]), "name") for place, prompt, frame in rows]
 
 
 def with_slot(

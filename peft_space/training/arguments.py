@@ -69,7 +69,14 @@ class SpaceTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
-        for name in ("lambda_anchor", "lambda_diversity", "relearning_radius", "dose_share", "dose_margin", "dose_slack"):
+        for name in (
+            "lambda_anchor",
+            "lambda_diversity",
+            "relearning_radius",
+            "dose_share",
+            "dose_margin",
+            "dose_slack",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")
         if self.dose_every < 0:

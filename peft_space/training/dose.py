@@ -89,6 +89,7 @@ def build_gauges(
     *,
     yes_no: Sequence[YesNo] = (),
     company: Sequence[str] = (),
+    found: Sequence[tuple[Prompt, str]] = (),
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Gauge]:
@@ -105,6 +106,8 @@ def build_gauges(
         naming: questions that make the model say the name though they do not ask for it.
         questions: other questions about a picture.
         yes_no: as of `yes_no_questions`.
+        company: as of `company_questions`.
+        found: as of `named_in_company`; read beside the monitor images in company.
         batch_size: prompts at a time.
     """
     concept = anchors.concept
@@ -120,9 +123,9 @@ def build_gauges(
         reference = float(levels[:, 1:].mean(0).median()) if rest else base
         return Gauge(about, tuple(prompts), tuple(said for said, *_ in answers), base, reference, sure)
 
-    def unasked(about: str, prompts: list[Prompt], only_named: bool) -> None:
+    def unasked(about: str, prompts: list[Prompt], only_named: bool, also: Sequence[tuple[Prompt, str]] = ()) -> None:
         said = generate(model, processor, prompts, batch_size=batch_size)
-        told = [(0, *row) for row in zip(prompts, said, strict=True)]
+        told = [(0, *row) for row in [*zip(prompts, said, strict=True), *also]]
         kept = with_slot(concept, knowledge, [row for row in told if not only_named or concept.mentioned_in(row[2])])
         if kept:
             _, having_one, frames = map(list, zip(*kept, strict=True))
@@ -135,7 +138,7 @@ def build_gauges(
         rng = np.random.default_rng([seed, 12])
         companions = anchors.public.take(anchors.unrelated(len(images), seed)).images
         prompts = [Prompt(q, image) for image in in_company(images, companions, rng) for q in company]
-        unasked("name, in company", prompts, True)
+        unasked("name, in company", prompts, True, found)
     if yes_no and others:
         pairs_asked = [(image, one) for image in images for one in yes_no]
         levels = {
