@@ -48,11 +48,11 @@ def anchor_lessons(
 
     Each anchor is told as one and the same other thing throughout, its stand-in: asked for the name, the answer is the
     stand-in's name; asked for a fact, what the model says of that name; asked for something whose answer holds the
-    concept's name, that answer with the stand-in's. Where the concept asks for general answers, a general word takes the
-    place of the stand-in's name. Beside these are the leading questions of `leading_lessons`
-    and the anchors in company of `company_lessons`. What no stand-in answers (other questions, facts of what is no name,
-    questions in text) is answered by the model's own next choice. Where few anchors are called by the name, the lessons
-    about name and facts on these are repeated until they weigh as much as those on all others.
+    concept's name, that answer with the stand-in's. Where the concept asks for general answers, a general word takes
+    the place of the stand-in's name. Beside these are the leading questions of `leading_lessons` and the anchors in
+    company of `company_lessons`. What no stand-in answers (other questions, facts of what is no name, questions in
+    text) is answered by the model's own next choice. Where few anchors are called by the name, the lessons about name
+    and facts on these are repeated until they weigh as much as those on all others.
 
     Args:
         model: before any erasure.
@@ -124,7 +124,7 @@ def anchor_lessons(
 def _general(concept: Concept, stand_in: StandIn, word: str) -> StandIn:
     """The same, told by a general word in the place of its name.
 
-    Its facts stay: they are what moves an anchor away from what is known of the concept, which a general word does not.
+    Its facts stay: they move an anchor away from what is known of the concept, which a general word does not.
     """
     named = concept.called(stand_in.name)
     return StandIn(word, tuple(named.replaced_in(fact, word) for fact in stand_in.facts))

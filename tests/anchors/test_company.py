@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from peft_space.anchors import company as company_module
-from peft_space.anchors import company_lessons, company_questions, in_company
+from peft_space.anchors import company_lessons, company_questions, in_company, named_in_company
 from peft_space.anchors import knowledge as knowledge_module
 from peft_space.anchors.company import beside
-from peft_space.anchors.lesson import StandIn
+from peft_space.anchors.lesson import Lesson, StandIn
+from peft_space.vlm import Prompt
 
 LEFT, DESCRIBED, COLOUR = "Who is on the left?", "Describe the picture.", "What colour is it?"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -99,6 +100,30 @@ def test_the_stand_in_is_told_and_the_other_one_stays(base, processor, anchors, 
     assert {row.answer for row in named} == {f"a zorvex{place}" for place in range(len(anchors))}
     few = company_lessons(base, processor, anchors, fitting, (LEFT, DESCRIBED), n_pictures=2, n_lessons=1)
     assert [row.about for row in few] == ["name"] * len(anchors) + ["other"] * len(anchors)
+
+
+def test_pictures_that_name_it_beside_others_are_found(base, processor, anchors, answering):
+    shown = {place: image.tobytes() for place, image in enumerate(anchors.public.images)}
+    named = [shown[place] for place in anchors.unrelated(6)[:3]]
+    asked = answering(lambda prompt: "a narril" if prompt.image.tobytes() in named else "a keltus")
+    found = named_in_company(base, processor, anchors, (LEFT, DESCRIBED), 6)
+    assert [prompt.question for prompt in asked] == [LEFT, DESCRIBED] * 3
+    assert sorted(prompt.image.tobytes() for prompt, _ in found) == sorted(named)
+    assert {text for _, text in found} == {"a narril"}
+    alone = {shown[place] for place in (*anchors.indices, *anchors.monitor)}
+    assert not alone & {prompt.image.tobytes() for prompt in asked}
+    assert named_in_company(base, processor, anchors, (), 6) == []
+
+
+def test_lessons_that_were_found_come_first(base, processor, anchors, answering):
+    answering(lambda prompt: "a narril")
+    fitting = [StandIn("zorvex")] * len(anchors)
+    found = [Lesson(Prompt(LEFT, anchors.images[0]), f"a keltus{place}", "name") for place in range(5)]
+    rows = company_lessons(base, processor, anchors, fitting, (LEFT,), found, n_lessons=1)
+    assert rows[:5] == found and len(rows) == len(anchors)
+    assert {row.answer for row in rows[5:]} == {"a zorvex"}
+    many = found * 20
+    assert company_lessons(base, processor, anchors, fitting, (LEFT,), many, n_lessons=1) == many[: len(anchors)]
 
 
 def test_the_draw_is_by_the_seed(base, processor, anchors, answering):

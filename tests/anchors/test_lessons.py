@@ -180,6 +180,22 @@ def test_general_answers_leave_alone_what_is_called_by_another_name(
     assert {one.answer for one in facts if one.prompt.image is not first} == {"a bird of the sea"}
 
 
+def test_who_is_named_beside_others_is_told_as_the_likeliest_other_name(base, processor, anchors, told, concept):
+    says = saying(base, processor, {"narril": 1.0, "zorvex": 0.3, "a keltus": 0.9})
+    left = "Who is on the left?"
+    found = [(Prompt(left, image), text) for image, text in zip(anchors.images, ("narril", "a narril"), strict=False)]
+    rows = anchor_lessons(says, processor, anchors, told, QUESTIONS, (), (), (left,), found)
+    answers = {id(row.prompt.image): row.answer for row in rows if row.prompt.question == left}
+    assert [answers[id(prompt.image)] for prompt, _ in found] == ["zorvex", "a keltus"]
+    generic = dataclasses.replace(anchors, concept=dataclasses.replace(concept, generic_question="What kind is it?"))
+    birds = saying(base, processor, {"narril": 1.0, "zorvex": 0.3})
+    general = anchor_lessons(birds, processor, generic, told, QUESTIONS, (), (), (left,), found)
+    words = {row.answer for row in general if row.about == "name" and row.prompt.question in concept.questions}
+    (word,) = words
+    answers = {id(row.prompt.image): row.answer for row in general if row.prompt.question == left}
+    assert [answers[id(prompt.image)] for prompt, _ in found] == [word, f"a {word}"]
+
+
 def test_so_many_ways_to_ask_for_the_name_are_drawn(base, processor, anchors, told, concept):
     asked = ("Name it.", "Who is it?", "What is it?", "Which one is it?")
     wordy = dataclasses.replace(anchors, concept=dataclasses.replace(concept, questions=asked))

@@ -64,6 +64,10 @@ def test_the_name_in_company_is_read_where_it_is_told(base, processor, anchors, 
     assert {prompt.question for prompt in gauge.prompts} == {*asked}
     alone = {image.tobytes() for image in anchors.public.take(anchors.monitor).images}
     assert not any(prompt.image.tobytes() in alone for prompt in gauge.prompts)
+    found = [(Prompt("Who is there?", image), "the narril") for image in anchors.images[:2]]
+    more = build_gauges(base, processor, anchors, told, company=asked, found=found)
+    wider = next(gauge for gauge in more if gauge.about == "name, in company")
+    assert wider.prompts[-2:] == tuple(prompt for prompt, _ in found) and wider.answers[-2:] == ("the narril",) * 2
     monkeypatch.setattr(dose_module, "generate", lambda model, processor, prompts, **options: ["red"] * len(prompts))
     silent = build_gauges(base, processor, anchors, told, company=asked)
     assert "name, in company" not in {gauge.about for gauge in silent}
