@@ -37,6 +37,7 @@ from .anchors import (
     named_in_company,
     names_given,
     naming_questions,
+    neighbours,
     other_names,
     relatives,
     select_anchors,
@@ -388,8 +389,9 @@ def _anchors_of_relatives(
     most: int,
     anchors_of: Callable[[Concept], Anchors],
 ) -> list[Anchors]:
-    """Anchors of the names that are made of the same pieces as a concept's, but for those that are protected anyway.
+    """Anchors of the names that come close to a concept's, but for those that are protected anyway.
 
+    Those that are made of the same pieces and, where it is told by a general word, those that would have stood in.
     Where public images yield too few, that one goes without: nobody asked for it.
     """
     known = {name.lower() for one in protected for name in one.names}
@@ -397,7 +399,7 @@ def _anchors_of_relatives(
     found = []
     for study in studies:
         concept = study.anchors.concept
-        for name in relatives(processor, concept, study.names, most):
+        for name in (*relatives(processor, concept, study.names, most), *study.neighbours[:most]):
             if name.lower() not in known:
                 known.add(name.lower())
                 with suppress(TooFewAnchors):
@@ -412,6 +414,7 @@ class _Study:
     anchors: Anchors
     knowledge: Knowledge
     called: Mapping[int, str]
+    neighbours: Sequence[str]
     yes_no: Sequence[YesNo]
     company: Sequence[str]
     gauges: Sequence[Gauge]
@@ -467,6 +470,10 @@ def _study(
     called: Mapping[int, str] = {}
     if retain.images is None or retain.relatives:
         called = names_given(model, processor, anchors, n_images, batch_size=batch_size, seed=seed)
+    nearby: Sequence[str] = ()
+    if retain.relatives and anchors.concept.generic_question is not None:
+        # where a general word takes the place of their names, nothing else holds them
+        nearby = neighbours(model, processor, anchors, others, batch_size=batch_size)
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
     company = company_questions(model, processor, anchors, retain.questions, batch_size=batch_size, seed=seed)
     found = named_in_company(model, processor, anchors, company, n_images, batch_size=batch_size, seed=seed)
@@ -501,7 +508,7 @@ def _study(
         batch_size=batch_size,
         seed=seed,
     )
-    return _Study(anchors, knowledge, called, yes_no, company, gauges, lessons)
+    return _Study(anchors, knowledge, called, nearby, yes_no, company, gauges, lessons)
 
 
 def _with_adapter(model: nn.Module, config: SpaceConfig, adapter_name: str) -> PeftModel:

@@ -334,6 +334,17 @@ def test_names_made_of_the_same_pieces_are_protected(run, calls, monkeypatch):
     assert list(both.report["protected"]) == ["lumril", "keltus"]
 
 
+def test_where_a_general_word_is_told_those_who_would_have_stood_in_are_protected(run, calls, anchors, monkeypatch):
+    retain = calls(lumril=2)
+    monkeypatch.setattr(erasure, "neighbours", lambda *args, **options: ("keltus", "lumril", "zorvex"))
+    assert list(run(retain=retain).report["protected"]) == ["lumril"]
+    general = dataclasses.replace(anchors.concept, generic_question="What kind is it?")
+    told = dataclasses.replace(anchors, concept=general)
+    asked = run(concept=general, anchors=told, retain=dataclasses.replace(retain, relatives=2))
+    assert list(asked.report["protected"]) == ["lumril", "keltus"]
+    assert run(concept=general, anchors=told, retain=RETAIN).report["protected"] == {}
+
+
 def test_a_relative_of_which_there_are_too_few_pictures_goes_without(run, calls, monkeypatch):
     def fails(*args, **options):
         raise error

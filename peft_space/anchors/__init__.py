@@ -3,7 +3,7 @@
 from .answers import suppressed_answers
 from .company import company_lessons, company_questions, in_company, named_in_company
 from .index import FeatureIndex, index_images
-from .knowledge import Knowledge, elicit, names_given, other_names, relatives
+from .knowledge import Knowledge, elicit, names_given, neighbours, other_names, relatives
 from .leading import YesNo, leading_lessons, yes_no_questions
 from .lesson import Lesson
 from .lessons import anchor_lessons, naming_questions, varied
@@ -30,6 +30,7 @@ __all__ = [
     "named_in_company",
     "names_given",
     "naming_questions",
+    "neighbours",
     "other_names",
     "projector_cosine",
     "relatives",

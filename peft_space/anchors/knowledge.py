@@ -84,6 +84,28 @@ def names_given(
     return dict(zip(drawn, generate(model, processor, asked, batch_size=batch_size), strict=True))
 
 
+def neighbours(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    others: Sequence[str],
+    *,
+    n_images: int = 128,
+    batch_size: int = 64,
+) -> tuple[str, ...]:
+    """Those of `others` that the model gives to the likeliest images that are no anchors, most frequent first.
+
+    Args:
+        others: as of `other_names`.
+        n_images: how many are asked about; a name counts that is given to two.
+    """
+    images = anchors.public.take(anchors.next_likeliest(n_images)).images
+    asked = [Prompt(anchors.concept.questions[0], image) for image in images]
+    counts = Counter(generate(model, processor, asked, batch_size=batch_size)).most_common()
+    # what spells a special token can't be asked about
+    return tuple(name for name, n in counts if n > 1 and name in others and special_in(processor, name) is None)
+
+
 def relatives(processor: Any, concept: Concept, others: Sequence[str], most: int) -> tuple[str, ...]:
     """Those of `others` that are made of the same pieces as the concept's name: an update of it comes close to them.
 

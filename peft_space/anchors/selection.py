@@ -109,6 +109,12 @@ class Anchors:
         order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))
         return tuple(free[order[:n_images]].tolist())
 
+    def next_likeliest(self, n_images: int) -> tuple[int, ...]:
+        """The likeliest public images that were not chosen, likeliest first."""
+        likely = self.likelihood.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()
+        chosen = {*self.indices, *self.monitor, *self.recognised}
+        return tuple(i for i in likely if i not in chosen and not self.likelihood[i].isnan())[:n_images]
+
     def diagnostics(self) -> dict[str, Any]:
         """What a user needs to trust the choice: counts, margins and the score histogram."""
         counts, edges = torch.histogram(self.cosine, bins=20) if self.whole is None else self.whole.histogram()

@@ -1,7 +1,7 @@
 import pytest
 
 from peft_space import Concept
-from peft_space.anchors import elicit, knowledge, names_given, other_names, relatives
+from peft_space.anchors import elicit, knowledge, names_given, neighbours, other_names, relatives
 from peft_space.vlm import Prompt, generate
 from tests.bigram import saying
 
@@ -44,6 +44,21 @@ def test_names_given_are_the_models_own_for_pictures_away_from_the_anchors(base,
     assert tuple(given) == anchors.unrelated(5, 1)
     asked = [Prompt(concept.questions[0], anchors.public.images[index]) for index in given]
     assert [*given.values()] == generate(base, processor, asked)
+
+
+def test_neighbours_are_names_of_the_likeliest_pictures_that_were_not_chosen(monkeypatch, base, processor, anchors):
+    told = ["zorvex", "keltus", "keltus", "moss", "quidan", "zorvex", "keltus", "moss", "no <image>", "no <image>"]
+    asked = []
+
+    def generate(model, processor, prompts, **options):
+        asked.extend(prompts)
+        return told
+
+    monkeypatch.setattr(knowledge, "generate", generate)
+    others = ("quidan", "zorvex", "keltus", "no <image>")
+    assert neighbours(base, processor, anchors, others, n_images=10) == ("keltus", "zorvex")
+    shown = [anchors.public.images[place] for place in anchors.next_likeliest(10)]
+    assert [prompt.image for prompt in asked] == shown
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,17 @@ def test_unrelated_images_are_neither_anchors_nor_likely(anchors):
     assert unrelated == anchors.unrelated(10, seed=1) != anchors.unrelated(10, seed=2)
 
 
+def test_the_next_likeliest_are_no_anchors(anchors):
+    after = anchors.next_likeliest(5)
+    assert len(set(after)) == 5 and not set(after) & {*anchors.indices, *anchors.monitor}
+    levels = [float(anchors.likelihood[place]) for place in after]
+    assert levels == sorted(levels, reverse=True)
+    rest = {*range(len(anchors.public))} - {*after, *anchors.indices, *anchors.monitor}
+    assert levels[-1] >= max(float(anchors.likelihood[place].nan_to_num(-torch.inf)) for place in rest)
+    # those whose likelihood was never asked for are none
+    assert len(anchors.next_likeliest(1000)) < len(anchors.public)
+
+
 def test_near_duplicates_are_not_chosen_twice(base, processor, concept, public):
     twice = PublicImages(public.images[:12] * 2, tuple(map(str, range(24))))
     anchors = select_anchors(base, processor, concept, twice, **SIZES)
