@@ -80,8 +80,12 @@ def names_given(
         seed: of the draw.
     """
     drawn = anchors.unrelated(n_images, seed)
-    asked = [Prompt(anchors.concept.questions[0], image) for image in anchors.public.take(drawn).images]
-    return dict(zip(drawn, generate(model, processor, asked, batch_size=batch_size), strict=True))
+    return dict(zip(drawn, _called(model, processor, anchors, drawn, batch_size), strict=True))
+
+
+def _called(model: nn.Module, processor: Any, anchors: Anchors, places: Sequence[int], batch_size: int) -> list[str]:
+    asked = [Prompt(anchors.concept.questions[0], image) for image in anchors.public.take(places).images]
+    return generate(model, processor, asked, batch_size=batch_size)
 
 
 def neighbours(
@@ -99,9 +103,8 @@ def neighbours(
         others: as of `other_names`.
         n_images: how many are asked about; a name counts that is given to two.
     """
-    images = anchors.public.take(anchors.next_likeliest(n_images)).images
-    asked = [Prompt(anchors.concept.questions[0], image) for image in images]
-    counts = Counter(generate(model, processor, asked, batch_size=batch_size)).most_common()
+    called = _called(model, processor, anchors, anchors.next_likeliest(n_images), batch_size)
+    counts = Counter(called).most_common()
     # what spells a special token can't be asked about
     return tuple(name for name, n in counts if n > 1 and name in others and special_in(processor, name) is None)
 
