@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .quoting import printable
+from .report import hardly_told
 
 MARKS = {
     "forget_accuracy": "target images called by the name",
@@ -283,11 +284,17 @@ def gauges_table(gauges: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def verdict(report: Mapping[str, Any]) -> Text:
-    """Whether the dose was reached, and why training stopped, in one line."""
+    """Whether the dose was reached, why training stopped, and what the dose could not tell."""
     why = f"{report['stopped']}, after {report['steps']} steps"
     if report["stopped"] == "dose reached" and not report["reached"]:
         why = f"the model calls no monitor image by the name, so none can be seen to fall; {report['steps']} steps"
     if report["reached"]:
+        if unseen := hardly_told(report):
+            return printable(
+                f"The dose was reached ({why}), but hardly any public picture told this to begin with: "
+                f"{', '.join(unseen)}. What pictures of the concept tell of it could not be watched.",
+                "yellow",
+            )
         return printable(f"The dose was reached ({why}).", "green")
     return printable(
         f"The dose was NOT reached ({why}): the concept may still be told. The adapter is marked so.", "bold yellow"

@@ -86,6 +86,15 @@ def anchor_images(*several: Anchors) -> dict[str, Any]:
     return {"dataset": public.dataset, "split": public.split, "images": list(rows.values())}
 
 
+def hardly_told(report: Mapping[str, Any]) -> list[str]:
+    """What the base model told of hardly any public picture: the gauges that began below even odds.
+
+    How far such a gauge fell says little of what the concept's own pictures tell.
+    """
+    to_fall = [gauge for gauge in report.get("gauges") or [] if None not in (gauge["reference"], gauge["before"])]
+    return list(dict.fromkeys(gauge["about"] for gauge in to_fall if gauge["before"] <= 0))
+
+
 def skipped_images(skipped: Sequence[tuple[str, str]], most: int = 100) -> list[dict[str, str]]:
     """`id` and `reason` of the first pictures that could not be used."""
     return [{"id": name, "reason": why} for name, why in skipped[:most]]

@@ -164,6 +164,17 @@ def test_a_dose_that_was_reached():
     assert text == "The dose was reached (dose reached, after 30 steps)."
 
 
+def test_a_dose_that_could_not_be_watched_as_a_whole():
+    gauges = [
+        {"about": "name", "before": 5.0, "reference": -4.0, "after": -9.0},
+        {"about": "fact through the image", "before": -2.5, "reference": -6.0, "after": -9.0},
+        {"about": "what should stay", "before": -0.1, "reference": None, "after": -0.1},
+    ]
+    text = console.verdict({"reached": True, "stopped": "dose reached", "steps": 30, "gauges": gauges}).plain
+    assert text.startswith("The dose was reached (dose reached, after 30 steps), but")
+    assert "to begin with: fact through the image." in text and "could not be watched" in text
+
+
 def test_a_dose_that_could_not_be_read_is_said_plainly():
     report = {"reached": False, "monitor_tied": False, "stopped": "dose reached", "steps": 40}
     text = console.verdict(report).plain

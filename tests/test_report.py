@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from peft_space import Anchors, Concept, PublicImages
-from peft_space.report import adapter_facts, anchor_images, check_output, peak_memory_mib, write_json
+from peft_space.report import adapter_facts, anchor_images, check_output, hardly_told, peak_memory_mib, write_json
 
 
 def test_what_is_written_can_be_read(tmp_path):
@@ -85,3 +85,16 @@ def test_anchors_are_listed_by_where_others_find_them():
             {"id": "7", "index": 0, "cosine": 0.1, "log_likelihood": -1.0},
         ],
     }
+
+
+def test_what_was_hardly_told_began_below_even_odds_and_should_fall():
+    gauges = [
+        {"about": "name", "before": 3.0, "reference": -6.0},
+        {"about": "fact in text", "before": 0.0, "reference": -6.0},
+        {"about": "yes or no", "before": -1.0, "reference": -6.0},
+        {"about": "yes or no", "before": -2.0, "reference": -6.0},
+        {"about": "fact through the image", "before": None, "reference": -6.0},
+        {"about": "what should stay", "before": -0.1, "reference": None},
+    ]
+    assert hardly_told({"gauges": gauges}) == ["fact in text", "yes or no"]
+    assert hardly_told({}) == []

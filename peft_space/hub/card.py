@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..attacks.report import CARD_FIGURES, KINDS
 from ..console import MARKS
 from ..quoting import code, markdown, one_line
+from ..report import hardly_told
 from ..tuner import SpaceConfig
 from ..untrusted import is_number
 from .redaction import HASH_KEY
@@ -25,15 +26,15 @@ _TASK = "image-text-to-text"
 
 # what other parts of a repository are called, and what a report may say
 _SAID = """
-adapter_config.json adapter_model.safetensors space_config.json README.md report.json anchors.csv anchors.png
-dataset split id index cosine log_likelihood keep erase dose reached leak budget spent max_steps loss not finite
-name, not asked for; fact through the image; fact in text; what should stay; format pt record concept parts language
-vision projector base_fingerprint weights config revision scrypt salt digests kdf transformers LORA null true false
-anchors steps stopped monitor_tied gauges readings losses kept_rank spectral_entropy seconds peak_memory_mib before
-spectrum per_module after adapter seed text_knowledge about reference levels step mean max public_images skipped passed
-monitor recognised_dropped threshold threshold_margin best_cosine anchor_log_likelihood
-short_list_log_likelihood_median histogram edges counts model images knowledge retained subspace training report
-exam total bytes parameters task diversity epoch learning_rate strength leak_composed sum measured
+adapter_config.json adapter_model.safetensors space_config.json README.md report.json anchors.csv anchors.png dataset
+split id index cosine log_likelihood keep erase dose reached leak budget spent max_steps loss not finite name, not
+asked for; in company; yes or no; fact through the image; fact in text; what should stay; format pt record concept
+parts language vision projector base_fingerprint weights config revision scrypt salt digests kdf transformers LORA
+null true false anchors steps stopped monitor_tied gauges readings losses kept_rank spectral_entropy seconds
+peak_memory_mib before spectrum per_module after adapter seed text_knowledge about reference levels step mean max
+public_images skipped passed monitor recognised_dropped threshold threshold_margin best_cosine anchor_log_likelihood
+short_list_log_likelihood_median histogram edges counts model images knowledge retained subspace training report exam
+total bytes parameters task diversity epoch learning_rate strength leak_composed sum measured
 """
 
 
@@ -78,6 +79,7 @@ def build_card(
         report=report,
         marks=marks(report),
         gauges=[gauge for gauge in report.get("gauges") or [] if gauge.get("after") is not None],
+        unseen=hardly_told(report),
         anchors=anchors,
         attacks=attack_rows(report.get("attacks")),
         with_images=with_images,

@@ -40,6 +40,10 @@ class SpaceTrainingArguments(TrainingArguments):
         default=2.0,
         metadata={"help": "Nats below even odds at which every gauge must be, where other names are not likelier."},
     )
+    dose_name_margin: float = field(
+        default=6.0,
+        metadata={"help": "The same of the name where it is asked for or comes unasked: it varies most by picture."},
+    )
     dose_slack: float = field(
         default=0.1,
         metadata={"help": "Nats by which the answers that should stay may become less likely, in the mean."},
@@ -75,6 +79,7 @@ class SpaceTrainingArguments(TrainingArguments):
             "relearning_radius",
             "dose_share",
             "dose_margin",
+            "dose_name_margin",
             "dose_slack",
         ):
             if getattr(self, name) < 0:

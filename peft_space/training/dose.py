@@ -16,7 +16,9 @@ from ..anchors import Anchors, Knowledge, in_company
 from ..anchors.leading import YesNo
 from ..anchors.lessons import SLOT, with_slot
 from ..vlm import Prompt, generate, log_likelihood, log_likelihoods
+from .arguments import SpaceTrainingArguments
 
+_NAMED = ("name", "name, not asked for")
 _REFERENCE_NAMES = 8
 _KEPT_QUESTIONS = 4
 _SURE = math.log(0.9)
@@ -54,15 +56,17 @@ class Gauge:
         levels = log_likelihood(model, processor, self.prompts, self.answers, per_token=False, batch_size=batch_size)
         return float(levels.mean()) if self.reference is None else _likeliest(log_odds(levels))
 
-    def met(self, level: float, share: float, margin: float, slack: float) -> bool:
-        """Whether `level` has fallen far enough; of what should stay, by no more than `slack` nats.
+    def met(self, level: float, args: SpaceTrainingArguments) -> bool:
+        """Whether `level` has fallen far enough; of what should stay, by no more than `args.dose_slack` nats.
 
-        Far enough is `share` of the way, and `margin` nats below even odds unless other names are likelier than that:
-        where the base model was very sure, part of the way down is still likelier than not.
+        Far enough is `dose_share` of the way, and `dose_margin` nats (of the name, `dose_name_margin`) below even odds
+        unless other names are likelier than that: where the base model was very sure, part of the way down is still
+        likelier than not.
         """
         if self.reference is None:
-            return self.base - level <= slack
-        return self.fallen(level) >= share and level <= max(-margin, self.reference)
+            return self.base - level <= args.dose_slack
+        margin = args.dose_name_margin if self.about in _NAMED else args.dose_margin
+        return self.fallen(level) >= args.dose_share and level <= max(-margin, self.reference)
 
     def fallen(self, level: float) -> float:
         """How far `level` has come down from `base`: 1 is the way from `sure` to `reference`.
@@ -131,9 +135,9 @@ def build_gauges(
             _, having_one, frames = map(list, zip(*kept, strict=True))
             gauges.append(gauge(about, having_one, frames, concept.name, others))
 
-    gauges = [gauge("name", asked, [SLOT] * len(asked), name, others) for name in concept.names]
+    gauges = [gauge(_NAMED[0], asked, [SLOT] * len(asked), name, others) for name in concept.names]
     if naming:
-        unasked("name, not asked for", [Prompt(question, image) for image in images for question in naming], False)
+        unasked(_NAMED[1], [Prompt(question, image) for image in images for question in naming], False)
     if company:
         rng = np.random.default_rng([seed, 12])
         companions = anchors.public.take(anchors.unrelated(len(images), seed)).images
@@ -194,7 +198,7 @@ def build_gauges(
 
 def tied_to_name(gauges: Sequence[Gauge]) -> bool:
     """Whether the base model calls the likeliest monitor images by the name: else no fall could be seen."""
-    return any(gauge.about == "name" and gauge.base > 0 for gauge in gauges)
+    return any(gauge.about == _NAMED[0] and gauge.base > 0 for gauge in gauges)
 
 
 def log_odds(levels: Tensor) -> Tensor:
@@ -233,14 +237,11 @@ def read_dose(
     model: nn.Module,
     processor: Any,
     gauges: Sequence[Gauge],
-    share: float,
-    margin: float,
-    slack: float,
+    args: SpaceTrainingArguments,
     leak: float,
     step: int,
-    batch_size: int = 64,
 ) -> Reading:
     """Reads all gauges on the model as it is."""
-    levels = tuple(gauge.read(model, processor, batch_size) for gauge in gauges)
-    reached = all(gauge.met(level, share, margin, slack) for level, gauge in zip(levels, gauges, strict=True))
+    levels = tuple(gauge.read(model, processor, args.per_device_eval_batch_size) for gauge in gauges)
+    reached = all(gauge.met(level, args) for level, gauge in zip(levels, gauges, strict=True))
     return Reading(step, levels, reached, leak)

@@ -345,17 +345,7 @@ class _Dose(TrainerCallback):
         # how far the training has come is not hidden by how far a reading has
         with quietly():
             leak = self.measure_leak() if self.measure_leak is not None else 0.0
-            reading = read_dose(
-                model,
-                self.processor,
-                self.gauges,
-                args.dose_share,
-                args.dose_margin,
-                args.dose_slack,
-                leak,
-                state.global_step,
-                batch_size=args.per_device_eval_batch_size,
-            )
+            reading = read_dose(model, self.processor, self.gauges, args, leak, state.global_step)
         # one that stopped alone would leave the others waiting
         reading = gathered(reading)[0]
         self.trainer.readings.append(reading)

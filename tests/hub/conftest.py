@@ -57,7 +57,7 @@ def result(base):
         "reached": True,
         "monitor_tied": True,
         "gauges": [
-            {"about": "name", "before": -0.1, "after": -7.25, "reference": -6.5},
+            {"about": "name", "before": 4.1, "after": -7.25, "reference": -6.5},
             {"about": "what should stay", "before": -0.05, "after": -0.07, "reference": None},
         ],
         "leak": {"mean": 0.0251, "max": 0.0612},

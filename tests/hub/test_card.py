@@ -55,9 +55,10 @@ def test_it_says_what_was_erased_from_which_base_and_what_was_measured(card):
         "[jane/llava-tiny](https://huggingface.co/jane/llava-tiny)" in text and "| base revision | `abc123` |" in text
     )
     assert f"| {MARKS['forget_accuracy']} | 0.960 | 0.011 |" in text
-    assert "| name | -0.10 | -6.50 | -7.25 |" in text and "| what should stay | -0.05 |  | -0.07 |" in text
+    assert "| name | 4.10 | -6.50 | -7.25 |" in text and "| what should stay | -0.05 |  | -0.07 |" in text
     assert "**0.0251** mean over layers, 0.0612 at most" in text
     assert "None was run on this adapter" in text and "dose was not reached" not in text
+    assert "could be watched" not in text
     assert "the base model's licence holds" in text
 
 
@@ -78,6 +79,14 @@ def test_its_tables_are_tables(card):
 def test_a_dose_that_was_not_reached_stands_at_the_top(card):
     text = card({"reached": False, "stopped": "max_steps"}).text
     assert "> **The dose was not reached** (max_steps)" in text[: text.index("## Load it")]
+
+
+def test_what_hardly_any_public_picture_told_stands_at_the_top(card):
+    untied = {"about": "fact through the image", "before": -1.5, "after": -9.0, "reference": -6.5}
+    text = card({"gauges": [untied, untied]}).text
+    head = text[: text.index("## Load it")]
+    assert "> **Not all of the dose could be watched**" in head and "begin with: fact through the image. Ask" in head
+    assert "could be watched" not in card({"gauges": [untied], "reached": False}).text
 
 
 def test_without_figures_it_says_so(card):

@@ -144,7 +144,7 @@ def test_inspect(run, hub, folder, where, tmp_path):
     assert row["leak"] == "0.0251 mean, 0.0612 at most"
     assert row["anchors"] == "2 public images of jane/public-birds" and row["attacks run"] == "none"
     assert re.search(r"target images called by the name +│ +96.0 │ +1.1", told.stdout)
-    assert re.search(r"name +│ +-0.10 │ +-6.50 │ +-7.25", told.stdout)
+    assert re.search(r"name +│ +4.10 │ +-6.50 │ +-7.25", told.stdout)
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["concept"] == list(CONCEPT.names) and facts["rank"] == 4 and facts["leak"]["mean"] == 0.0251
     assert not any("safetensors" in path for _, path in hub.requests)

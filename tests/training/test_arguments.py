@@ -18,6 +18,7 @@ def test_they_are_training_arguments_that_write_nothing():
         ("lambda_diversity", -1.0, "at least 0"),
         ("dose_share", -0.5, "at least 0"),
         ("dose_margin", -0.1, "at least 0"),
+        ("dose_name_margin", -0.1, "at least 0"),
         ("dose_slack", -0.1, "at least 0"),
         ("dose_every", -1, "at least 0"),
         ("dose_readings", 0, "at least 1"),

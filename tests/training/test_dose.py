@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from peft_space.anchors import YesNo
-from peft_space.training import Gauge, build_gauges, read_dose, tied_to_name
+from peft_space.training import Gauge, SpaceTrainingArguments, build_gauges, read_dose, tied_to_name
 from peft_space.training import dose as dose_module
 from peft_space.training.dose import log_odds
 from peft_space.vlm import Prompt, log_likelihood
@@ -131,7 +131,7 @@ def test_what_the_model_is_not_sure_of_need_not_stay(base, processor, anchors, t
 @pytest.mark.parametrize(("level", "met"), [(-1.0, True), (0.0, True), (-1.09, True), (-1.11, False)])
 def test_what_should_stay_may_fall_by_the_slack(level, met):
     gauge = Gauge("what should stay", (), (), -1.0, None)
-    assert gauge.met(level, 0.2, 2.0, 0.1) is met
+    assert gauge.met(level, SpaceTrainingArguments(dose_slack=0.1)) is met
     with pytest.raises(ValueError, match="`reference` must be known"):
         gauge.fallen(level)
 
@@ -149,8 +149,23 @@ def test_what_should_stay_may_fall_by_the_slack(level, met):
 )
 def test_what_should_go_must_be_less_likely_than_not_unless_other_names_are_likelier(level, reference, met, without):
     gauge = Gauge("fact through the image", (), (), 9.0, reference, 9.0)
-    assert gauge.met(level, 0.4, 2.0, 0.1) is met
-    assert gauge.met(level, 0.4, 0.0, 0.1) is without
+    assert gauge.met(level, SpaceTrainingArguments(dose_share=0.4, dose_margin=2.0)) is met
+    assert gauge.met(level, SpaceTrainingArguments(dose_share=0.4, dose_margin=0.0)) is without
+
+
+@pytest.mark.parametrize(
+    ("about", "level", "met"),
+    [
+        ("name", -5.9, False),
+        ("name", -6.0, True),
+        ("name, not asked for", -5.9, False),
+        ("name, in company", -2.0, True),
+        ("yes or no", -2.0, True),
+    ],
+)
+def test_the_name_has_a_margin_of_its_own(about, level, met):
+    gauge = Gauge(about, (), (), 9.0, -20.0, 9.0)
+    assert gauge.met(level, SpaceTrainingArguments(dose_share=0.3, dose_margin=2.0, dose_name_margin=6.0)) is met
 
 
 def test_each_alias_has_a_gauge(base, processor, anchors, told):
@@ -212,7 +227,8 @@ def test_a_gauge_knows_where_the_base_model_is_surest(base, processor, gauges):
 )
 def test_the_dose_is_reached_where_every_gauge_fell(base, processor, gauges, references, share, reached):
     gauges = [dataclasses.replace(g, reference=r) for g, r in zip(gauges, references, strict=True)]
-    reading = read_dose(base, processor, gauges, share, 0.0, 0.1, leak=0.01, step=3)
+    args = SpaceTrainingArguments(dose_share=share, dose_margin=0.0, dose_name_margin=0.0)
+    reading = read_dose(base, processor, gauges, args, leak=0.01, step=3)
     assert reading.reached is reached
     assert (reading.step, reading.leak) == (3, 0.01)
     assert reading.levels == pytest.approx([gauge.base for gauge in gauges], abs=1e-4)
@@ -224,7 +240,8 @@ def test_a_level_that_is_not_a_number_reaches_nothing(base, processor, reference
         def read(self, model, processor, batch_size):
             return float("nan")
 
-    assert not read_dose(base, processor, [Lost("name", (), (), 0, reference)], 0.6, 0.0, 0.1, 0, 1).reached
+    args = SpaceTrainingArguments(dose_share=0.6, dose_margin=0.0, dose_name_margin=0.0)
+    assert not read_dose(base, processor, [Lost("name", (), (), 0, reference)], args, 0, 1).reached
 
 
 def test_a_gauge_reads_the_likeliest_quarter(base, processor, gauges):

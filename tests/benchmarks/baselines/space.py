@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peft_space import Anchors, SpaceTrainingArguments, erase, testbed
 from peft_space._peft import lora_layers
-from peft_space.training import read_dose, trainer
+from peft_space.training import Gauge, Reading, read_dose, trainer
 from peft_space.vlm import base_of
 
 from .cases import Case
@@ -30,7 +30,7 @@ def space(
     max_steps: int,
     alter: Callable[[Anchors, int], Anchors] | None = None,
 ) -> Iterator[tuple[float, PeftModel, int]]:
-    """Erases with each of `doses` as `dose_share`, which alone sets the steps: there is no `dose_margin`.
+    """Erases with each of `doses` as `dose_share`, which alone sets the steps: there is no margin.
 
     The learning rate stays the same after its warm-up, so one training to the largest dose goes through all that the
     smaller ones would give: the adapter is copied at every reading.
@@ -45,27 +45,20 @@ def space(
     copies: dict[int, Weights] = {}
     met: dict[float, list[int]] = {dose: [] for dose in doses}
 
-    def read(
-        read_model: nn.Module,
-        read_processor: Any,
-        gauges: Any,
-        share: float,
-        margin: float,
-        slack: float,
-        *rest: Any,
-        **more: Any,
-    ) -> Any:
-        reading = read_dose(read_model, read_processor, gauges, share, margin, slack, *rest, **more)
+    settings = {"seed": case.seed, "learning_rate": learning_rate, "max_steps": max_steps}
+    no_margin = {"dose_margin": 0.0, "dose_name_margin": 0.0}
+    asked = {dose: SpaceTrainingArguments(**settings, **no_margin, dose_share=dose) for dose in doses}
+    args = asked[max(doses)]
+
+    def read(read_model: nn.Module, read_processor: Any, gauges: Sequence[Gauge], *rest: Any) -> Reading:
+        reading = read_dose(read_model, read_processor, gauges, *rest)
         copies[reading.step] = weights(model)
         for dose, steps in met.items():
-            if all(gauge.met(level, dose, margin, slack) for level, gauge in zip(reading.levels, gauges, strict=True)):
+            if all(gauge.met(level, asked[dose]) for level, gauge in zip(reading.levels, gauges, strict=True)):
                 steps.append(reading.step)
         return reading
 
     anchors = alter(case.anchors, case.seed) if alter else case.anchors
-    args = SpaceTrainingArguments(
-        seed=case.seed, learning_rate=learning_rate, max_steps=max_steps, dose_share=max(doses), dose_margin=0.0
-    )
     with patch.object(trainer, "read_dose", read):
         result = erase(
             model,
