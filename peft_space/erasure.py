@@ -25,16 +25,16 @@ from ._peft import lora_layers, present_adapters
 from .adapter import save_erasure_adapter, whole_folder
 from .anchors import (
     Anchors,
+    Company,
     Knowledge,
     Lesson,
     TooFewAnchors,
     YesNo,
     anchor_lessons,
-    company_questions,
     elicit,
+    find_company,
     in_memory,
     index_images,
-    named_in_company,
     names_given,
     naming_questions,
     neighbours,
@@ -277,7 +277,7 @@ def erase(
                     shared,
                     study.called,
                     study.yes_no,
-                    study.company,
+                    study.company.questions,
                     text_knowledge=text_knowledge,
                     batch_size=batch_size,
                     seed=seed,
@@ -416,7 +416,7 @@ class _Study:
     called: Mapping[int, str]
     neighbours: Sequence[str]
     yes_no: Sequence[YesNo]
-    company: Sequence[str]
+    company: Company
     gauges: Sequence[Gauge]
     lessons: Sequence[Lesson]
 
@@ -475,11 +475,7 @@ def _study(
         # where a general word takes the place of their names, nothing else holds them
         nearby = neighbours(model, processor, anchors, others, batch_size=batch_size)
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
-    company = company_questions(model, processor, anchors, retain.questions, batch_size=batch_size, seed=seed)
-    found = named_in_company(model, processor, anchors, company, n_images, batch_size=batch_size, seed=seed)
-    # every fourth is kept out of training, as of the anchors
-    watched = found[::4]
-    taught = [one for place, one in enumerate(found) if place % 4]
+    company = find_company(model, processor, anchors, retain.questions, n_images, batch_size=batch_size, seed=seed)
     gauges = build_gauges(
         model,
         processor,
@@ -490,7 +486,6 @@ def _study(
         text_knowledge,
         yes_no=yes_no,
         company=company,
-        found=watched,
         batch_size=batch_size,
         seed=seed,
     )
@@ -503,7 +498,6 @@ def _study(
         naming,
         yes_no,
         company,
-        taught,
         text_knowledge=text_knowledge,
         batch_size=batch_size,
         seed=seed,

@@ -125,7 +125,7 @@ def test_the_guard_and_company_change_what_is_trained(run, result, monkeypatch):
     plain = {name: layer.get_delta_weight("default") for name, layer in lora_layers(result.model.get_base_model())}
     moved = {name: layer.get_delta_weight("default") for name, layer in lora_layers(guarded.model.get_base_model())}
     assert any(not torch.allclose(plain[name], moved[name], atol=1e-6) for name in plain)
-    monkeypatch.setattr(erasure, "company_questions", lambda *args, **options: ("Who is on the left?",))
+    monkeypatch.setattr(company, "company_questions", lambda *args, **options: ("Who is on the left?",))
     monkeypatch.setattr(company, "generate", lambda model, processor, prompts, **options: ["a narril"] * len(prompts))
     run()
     (alone, relearned), (both, _) = trained

@@ -1,7 +1,7 @@
 """TPAS: the public images that the model ties to the concept, and the answers they are trained with."""
 
 from .answers import suppressed_answers
-from .company import company_lessons, company_questions, in_company, named_in_company
+from .company import Company, find_company, in_company
 from .index import FeatureIndex, index_images
 from .knowledge import Knowledge, elicit, names_given, neighbours, other_names, relatives
 from .leading import YesNo, leading_lessons, yes_no_questions
@@ -12,22 +12,21 @@ from .selection import Anchors, TooFewAnchors, in_memory, select_anchors
 
 __all__ = [
     "Anchors",
+    "Company",
     "FeatureIndex",
     "Knowledge",
     "Lesson",
     "TooFewAnchors",
     "YesNo",
     "anchor_lessons",
-    "company_lessons",
-    "company_questions",
     "concept_embedding",
     "elicit",
+    "find_company",
     "in_company",
     "in_memory",
     "index_images",
     "leading_lessons",
     "name_likelihood",
-    "named_in_company",
     "names_given",
     "naming_questions",
     "neighbours",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,38 @@ from .selection import Anchors
 
 _SHOWN = (0.6, 0.9)
 """The least and the most of a picture's width that is left when it shares a picture with another."""
+
+
+@dataclass(frozen=True)
+class Company:
+    """How the model tells the concept's name of pictures that show it beside others; of most models nothing is known.
+
+    Attributes:
+        questions: as of `company_questions`.
+        taught: public pictures that name it so, as of `named_in_company`: what was asked, and the answer.
+        watched: every fourth of those that were found, which is kept out of training as the monitor is.
+    """
+
+    questions: tuple[str, ...] = ()
+    taught: tuple[tuple[Prompt, str], ...] = ()
+    watched: tuple[tuple[Prompt, str], ...] = ()
+
+
+def find_company(
+    model: nn.Module,
+    processor: Any,
+    anchors: Anchors,
+    questions: Sequence[str],
+    n_images: int,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Company:
+    """What `questions` tell of the concept in company; see `company_questions` and `named_in_company`."""
+    naming = company_questions(model, processor, anchors, questions, batch_size=batch_size, seed=seed)
+    found = named_in_company(model, processor, anchors, naming, n_images, batch_size=batch_size, seed=seed)
+    taught = tuple(one for place, one in enumerate(found) if place % 4)
+    return Company(tuple(naming), taught, tuple(found[::4]))
 
 
 def beside(left: Image.Image, right: Image.Image, rng: np.random.Generator) -> Image.Image:

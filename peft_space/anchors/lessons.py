@@ -16,7 +16,7 @@ from ..concepts import Concept
 from ..concepts.concept import find_any
 from ..vlm import Prompt, generate, log_likelihoods
 from .answers import suppressed_answers
-from .company import company_lessons
+from .company import Company, company_lessons
 from .knowledge import Knowledge, questions_that_name
 from .leading import YesNo, leading_lessons
 from .lesson import About, Lesson, StandIn
@@ -34,8 +34,7 @@ def anchor_lessons(
     questions: Sequence[str],
     naming: Sequence[str] = (),
     yes_no: Sequence[YesNo] = (),
-    company: Sequence[str] = (),
-    found: Sequence[tuple[Prompt, str]] = (),
+    company: Company | None = None,
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
     n_names: int = 3,
@@ -60,8 +59,7 @@ def anchor_lessons(
         naming: those that make the model say the name though they do not ask for it, as of `naming_questions`; asked
             of every anchor.
         yes_no: as of `yes_no_questions`.
-        company: as of `company_questions`.
-        found: as of `named_in_company`.
+        company: as of `find_company`.
         text_knowledge: "erase" adds the text questions about the name, each a quarter as often as there are anchors.
         n_names: naming questions for each anchor.
         n_facts: how often each fact is a lesson, for each anchor.
@@ -106,8 +104,11 @@ def anchor_lessons(
     for place, prompt, text in unasked:
         lessons += [Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name")] * repeats[place]
     lessons += leading_lessons(processor, anchors, knowledge, fitting, repeats, yes_no, seed=seed)
-    beside = _in_place_of_name(model, processor, anchors, knowledge, fitting, found, batch_size)
-    lessons += company_lessons(model, processor, anchors, fitting, company, beside, batch_size=batch_size, seed=seed)
+    if company is not None:
+        beside = _in_place_of_name(model, processor, anchors, knowledge, fitting, company.taught, batch_size)
+        lessons += company_lessons(
+            model, processor, anchors, fitting, company.questions, beside, batch_size=batch_size, seed=seed
+        )
     if text_knowledge == "erase":
         for question, telling in zip(concept.asked_in_text, knowledge.telling, strict=True):
             left.append((Prompt(question), telling, "fact", max(1, len(anchors) // 4)))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..anchors import Anchors, Knowledge, in_company
+from ..anchors import Anchors, Company, Knowledge, in_company
 from ..anchors.leading import YesNo
 from ..anchors.lessons import SLOT, with_slot
 from ..vlm import Prompt, generate, log_likelihood, log_likelihoods
@@ -92,8 +92,7 @@ def build_gauges(
     text_knowledge: Literal["keep", "erase"] = "keep",
     *,
     yes_no: Sequence[YesNo] = (),
-    company: Sequence[str] = (),
-    found: Sequence[tuple[Prompt, str]] = (),
+    company: Company | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Gauge]:
@@ -110,8 +109,8 @@ def build_gauges(
         naming: questions that make the model say the name though they do not ask for it.
         questions: other questions about a picture.
         yes_no: as of `yes_no_questions`.
-        company: as of `company_questions`.
-        found: as of `named_in_company`; read beside the monitor images in company.
+        company: as of `find_company`: its questions are asked of monitor images beside others, and what it watches
+            is read with them.
         batch_size: prompts at a time.
     """
     concept = anchors.concept
@@ -138,11 +137,11 @@ def build_gauges(
     gauges = [gauge(_NAMED[0], asked, [SLOT] * len(asked), name, others) for name in concept.names]
     if naming:
         unasked(_NAMED[1], [Prompt(question, image) for image in images for question in naming], False)
-    if company:
+    if company is not None and company.questions:
         rng = np.random.default_rng([seed, 12])
         companions = anchors.public.take(anchors.unrelated(len(images), seed)).images
-        prompts = [Prompt(q, image) for image in in_company(images, companions, rng) for q in company]
-        unasked("name, in company", prompts, True, found)
+        prompts = [Prompt(q, image) for image in in_company(images, companions, rng) for q in company.questions]
+        unasked("name, in company", prompts, True, company.watched)
     if yes_no and others:
         pairs_asked = [(image, one) for image in images for one in yes_no]
         levels = {

@@ -6,9 +6,15 @@ import torch
 from PIL import Image
 
 from peft_space.anchors import company as company_module
-from peft_space.anchors import company_lessons, company_questions, in_company, named_in_company
 from peft_space.anchors import knowledge as knowledge_module
-from peft_space.anchors.company import beside
+from peft_space.anchors.company import (
+    beside,
+    company_lessons,
+    company_questions,
+    find_company,
+    in_company,
+    named_in_company,
+)
 from peft_space.anchors.lesson import Lesson, StandIn
 from peft_space.vlm import Prompt
 
@@ -113,6 +119,18 @@ def test_pictures_that_name_it_beside_others_are_found(base, processor, anchors,
     alone = {shown[place] for place in (*anchors.indices, *anchors.monitor)}
     assert not alone & {prompt.image.tobytes() for prompt in asked}
     assert named_in_company(base, processor, anchors, (), 6) == []
+
+
+def test_every_fourth_picture_that_names_it_beside_others_is_watched(base, processor, anchors, answering):
+    answering(lambda prompt: "a narril")
+    company = find_company(base, processor, anchors, (LEFT,), 9)
+    assert company.questions == (LEFT,) and len(company.watched) == 3 and len(company.taught) == 6
+    found = named_in_company(base, processor, anchors, (LEFT,), 9)
+    assert list(company.watched) == found[::4] and not set(map(id, company.watched)) & set(map(id, company.taught))
+    shown = {prompt.image.tobytes() for prompt, _ in company.taught}
+    assert not shown & {prompt.image.tobytes() for prompt, _ in company.watched}
+    answering(lambda prompt: "red")
+    assert find_company(base, processor, anchors, (LEFT,), 9) == company_module.Company()
 
 
 def test_lessons_that_were_found_come_first(base, processor, anchors, answering):

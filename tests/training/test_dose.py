@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from peft_space.anchors import YesNo
+from peft_space.anchors import Company, YesNo
 from peft_space.training import Gauge, SpaceTrainingArguments, build_gauges, read_dose, tied_to_name
 from peft_space.training import dose as dose_module
 from peft_space.training.dose import log_odds
@@ -58,18 +58,18 @@ def test_the_name_in_company_is_read_where_it_is_told(base, processor, anchors, 
     monkeypatch.setattr(dose_module, "generate", generate)
     told = dataclasses.replace(told, others=("zorvex", "keltus"))
     asked = ("Who is on the left?", "Who is there?")
-    gauges = build_gauges(base, processor, anchors, told, company=asked)
+    gauges = build_gauges(base, processor, anchors, told, company=Company(asked))
     gauge = next(gauge for gauge in gauges if gauge.about == "name, in company")
     assert set(gauge.answers) == {"a narril"} and len(gauge.prompts) == 2 * len(anchors.monitor) * 2 // 3
     assert {prompt.question for prompt in gauge.prompts} == {*asked}
     alone = {image.tobytes() for image in anchors.public.take(anchors.monitor).images}
     assert not any(prompt.image.tobytes() in alone for prompt in gauge.prompts)
-    found = [(Prompt("Who is there?", image), "the narril") for image in anchors.images[:2]]
-    more = build_gauges(base, processor, anchors, told, company=asked, found=found)
+    found = tuple((Prompt("Who is there?", image), "the narril") for image in anchors.images[:2])
+    more = build_gauges(base, processor, anchors, told, company=Company(asked, watched=found))
     wider = next(gauge for gauge in more if gauge.about == "name, in company")
     assert wider.prompts[-2:] == tuple(prompt for prompt, _ in found) and wider.answers[-2:] == ("the narril",) * 2
     monkeypatch.setattr(dose_module, "generate", lambda model, processor, prompts, **options: ["red"] * len(prompts))
-    silent = build_gauges(base, processor, anchors, told, company=asked)
+    silent = build_gauges(base, processor, anchors, told, company=Company(asked))
     assert "name, in company" not in {gauge.about for gauge in silent}
 
 
