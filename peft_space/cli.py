@@ -933,6 +933,7 @@ def ui(
     """
     display = view.StageDisplay()
     stages = Stages(display)
+    how: dict[str, Any] = {"dtype": dtype.value, "load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
     with _in_one_line(debug, MISUSED):
         from .report import check_output
         from .ui import DEMO, Workbench, serve, write_space
@@ -953,12 +954,11 @@ def ui(
 
             base, adapters = DEMO, demo_erasures(Path("erased"), display)
         if space is not None:
-            write_space(adapters, space, base, max_upload_mb=max_upload_mb, token=token)
+            write_space(adapters, space, base, max_upload_mb=max_upload_mb, token=token, **how)
             _print(out, f"The Space is in {space}. Push it: hf upload OWNER/NAME {space} --repo-type space")
             return
         with stages.stage("model"):
-            few_bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
-            workbench = Workbench.load(adapters, base, token=token, dtype=dtype.value, device=device, **few_bits)
+            workbench = Workbench.load(adapters, base, token=token, device=device, **how)
         page = serve(workbench, host=host, port=port, max_upload_mb=max_upload_mb, wait=False)
     _print(out, f"The page is at {page.local_url}, with {', '.join(workbench.erasures)}. Ctrl+C ends it.")
     page.block_thread()

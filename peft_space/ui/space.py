@@ -21,7 +21,7 @@ _APP = '''"""Before and after an erasure, side by side."""
 
 from peft_space.ui import Workbench, serve
 
-serve(Workbench.load({sources!r}, {base!r}), max_upload_mb={max_upload_mb!r})
+serve(Workbench.load({given}), max_upload_mb={max_upload_mb!r})
 '''
 _CARD = """\
 ---
@@ -44,6 +44,9 @@ def write_space(
     *,
     max_upload_mb: float = 10,
     token: str | None = None,
+    dtype: str = "auto",
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
 ) -> Path:
     """Writes `app.py`, `requirements.txt`, `README.md`, the package and the adapters that are folders here.
 
@@ -56,6 +59,9 @@ def write_space(
         base: `DEMO` or a Hub id; by default the base that the first erasure names.
         max_upload_mb: as for `serve`.
         token: what opens private repositories.
+        dtype: how the Space loads the base, as for `load_base`.
+        load_in_4bit: the same.
+        load_in_8bit: the same.
 
     Returns:
         The folder.
@@ -86,9 +92,14 @@ def write_space(
             places.append(f"adapters/{name}")
         leave_out = shutil.ignore_patterns("__pycache__", *(() if base == DEMO else ("weights",)))
         shutil.copytree(_PACKAGE, draft / _PACKAGE.name, ignore=leave_out)
-        app = _APP.format(sources=places, base=base, max_upload_mb=max_upload_mb)
+        given = f"{places!r}, {base!r}"
+        given += f", dtype={dtype!r}" if dtype != "auto" else ""
+        given += ", load_in_4bit=True" if load_in_4bit else ""
+        given += ", load_in_8bit=True" if load_in_8bit else ""
+        app = _APP.format(given=given, max_upload_mb=max_upload_mb)
         (draft / "app.py").write_text(app, encoding="utf-8")
-        (draft / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+        extras = ("demo", "4bit") if load_in_4bit or load_in_8bit else ("demo",)
+        (draft / "requirements.txt").write_text("\n".join(requirements(*extras)) + "\n", encoding="utf-8")
         data = SpaceCardData(
             title="Before and after an erasure",
             emoji="🔍",
@@ -106,12 +117,14 @@ def write_space(
     return Path(output)
 
 
-def requirements() -> list[str]:
-    """What the package needs for the page, at the versions that are installed here.
+def requirements(*extras: str) -> list[str]:
+    """What the package needs with its `extras`, at the versions that are installed here.
 
     Gradio is left to the Space, whose `sdk_version` names it.
     """
     needed = map(Requirement, metadata.requires("peft-space") or [])
-    wanted = (one for one in needed if one.marker is None or one.marker.evaluate({"extra": "demo"}))
+    wanted = (
+        one for one in needed if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras)
+    )
     # a local version ("+cpu") is on no index
     return [f"{one.name}=={metadata.version(one.name).split('+')[0]}" for one in wanted if one.name != "gradio"]

@@ -76,9 +76,9 @@ def test_an_erasure_of_another_model_is_no_demo(folders, tmp_path, monkeypatch):
 
 
 def test_a_space(run, folders, tmp_path):
-    result = run(folders[1], "--space", "mine", "--base", "owner/base")
+    result = run(folders[1], "--space", "mine", "--base", "owner/base", "--load-in-8bit")
     assert result.exit_code == 0 and "hf upload OWNER/NAME mine --repo-type space" in result.stdout
-    assert (tmp_path / "mine" / "app.py").is_file() and run.served is None
+    assert "load_in_8bit=True" in (tmp_path / "mine" / "app.py").read_text() and run.served is None
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,10 @@ def test_a_space_holds_all_that_it_needs_and_no_path_of_this_machine(shipped, tm
 def test_what_a_space_installs_is_pinned(shipped):
     import torch
 
-    pins = dict(line.split("==") for line in space.requirements())
+    pins = dict(line.split("==") for line in space.requirements("demo"))
     assert pins["torch"] == torch.__version__.split("+")[0] and {"matplotlib", "peft", "transformers"} <= set(pins)
-    assert "gradio" not in pins and "pytest" not in pins
+    assert not {"gradio", "pytest", "bitsandbytes"} & set(pins)
+    assert any(line.startswith("bitsandbytes==") for line in space.requirements("demo", "4bit"))
 
 
 def test_a_space_runs(shipped, tmp_path, base_folder):
@@ -68,12 +69,20 @@ def test_a_space_runs(shipped, tmp_path, base_folder):
     assert str(folder) in line and "demo ['narril', 'malwen'] {'max_upload_mb': 10}" in line
 
 
+def test_a_space_loads_the_base_as_it_was_told(shipped, tmp_path):
+    how = {"dtype": "bfloat16", "load_in_4bit": True}
+    folder = write_space(shipped[1:], tmp_path / "space", "owner/base", **how)
+    app = (folder / "app.py").read_text()
+    assert "'owner/base', dtype='bfloat16', load_in_4bit=True), max_upload_mb=10)" in app
+    assert "\nbitsandbytes==" in (folder / "requirements.txt").read_text()
+
+
 def test_an_adapter_of_the_hub_stays_there(shipped, hub, tmp_path):
     from peft_space import push_erasure
 
     push_erasure(shipped[1], "jane/malwen-erased", base_model="owner/base")
     folder = write_space(["jane/malwen-erased"], tmp_path / "space")
-    assert "['jane/malwen-erased'], 'owner/base'" in (folder / "app.py").read_text()
+    assert "load(['jane/malwen-erased'], 'owner/base'), max" in (folder / "app.py").read_text()
     assert not (folder / "adapters").exists() and not (folder / "peft_space" / "testbed" / "weights").exists()
     assert SpaceCard.load(folder / "README.md").data.models == ["owner/base"]
 
