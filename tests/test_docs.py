@@ -23,7 +23,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import peft_space
-from peft_space import erasure, load_base, save_erasure_adapter, testbed
+from peft_space import SpaceTrainingArguments, erasure, load_base, save_erasure_adapter, testbed
 from peft_space.cli import app
 from tests.adapters import shake, space
 from tests.hub.server import Hub
@@ -32,24 +32,41 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    """The page's blocks in order: the language ("" where none is given), what they hold, and where they begin."""
+    tokens = [token for token in MarkdownIt().parse(page.read_text()) if token.type in ("fence", "code_block")]
+    return [(" ".join(token.info.split()[:1]), token.content, token.map[0]) for token in tokens if token.map]
+
+
 def python_blocks(page: Path) -> list[str]:
-    """The page's blocks, each moved down to its own line so that a traceback names the line of the page."""
-    fences = [token for token in MarkdownIt().parse(page.read_text()) if token.type == "fence"]
-    return ["\n" * (fence.map[0] + 1) + fence.content for fence in fences if fence.info.split()[:1] == ["python"]]
+    """Those in Python, each moved down to its own line so that a traceback names the line of the page."""
+    return ["\n" * (line + 1) + content for language, content, line in blocks(page) if language == "python"]
+
+
+def at_most(steps: int, whole: Callable[[SpaceTrainingArguments], None]) -> Callable[[SpaceTrainingArguments], None]:
+    """The same, after which no training has more steps."""
+
+    def checked(args: SpaceTrainingArguments) -> None:
+        whole(args)
+        args.max_steps = min(args.max_steps, steps)
+
+    return checked
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     monkeypatch.chdir(tmp_path)
+    if page.name != "README.md":
+        # one whole erasure is enough: of the others it is to be seen that they begin and end
+        monkeypatch.setattr(SpaceTrainingArguments, "__post_init__", at_most(20, SpaceTrainingArguments.__post_init__))
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), names)
 
 
 def test_the_commands_of_the_readme_are_one_line_each() -> None:
-    fences = [token for token in MarkdownIt().parse((ROOT / "README.md").read_text()) if token.type == "fence"]
-    commands = [fence.content for fence in fences if ".venv/bin/" in fence.content]
+    commands = [content for _, content, _ in blocks(ROOT / "README.md") if ".venv/bin/" in content]
     assert [command.count("\n") for command in commands[:2]] == [1, 1]
     assert commands[0].rstrip().endswith(".venv/bin/peft-space demo")
     assert commands[1].rstrip().endswith(".venv/bin/pytest")
@@ -96,14 +113,14 @@ def test_peft_space_lines_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_ins: Callable[[list[str]], None]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for fence in MarkdownIt().parse(page.read_text()):
-        if fence.info.split()[:1] == ["yaml"]:
-            request = yaml.safe_load(fence.content) | {"model": "MODEL", "public_images": "FOLDER"}
+    for language, content, _ in blocks(page):
+        if language == "yaml":
+            request = yaml.safe_load(content) | {"model": "MODEL", "public_images": "FOLDER"}
             Path("request.yaml").write_text(yaml.safe_dump(request))
             stand_ins(["erase", "--model", "MODEL", "--public-images", "FOLDER"])
-        if fence.type not in ("fence", "code_block") or fence.info not in ("", "bash"):
+        if language not in ("", "bash"):
             continue
-        for line in fence.content.replace("\\\n", " ").splitlines():
+        for line in content.replace("\\\n", " ").splitlines():
             if not line.startswith("peft-space "):
                 continue
             words = shlex.split(line.split(" && ")[0], comments=True)[1:]
@@ -118,8 +135,7 @@ def commands() -> list[tuple[str, list[str]]]:
     """Every command line in a block of the README or `docs/`: its page and its words, from the program on."""
     found = []
     for page in PAGES:
-        fences = [token for token in MarkdownIt().parse(page.read_text()) if token.type in ("fence", "code_block")]
-        for line in "\n".join(fence.content for fence in fences).replace("\\\n", " ").splitlines():
+        for line in "\n".join(content for _, content, _ in blocks(page)).replace("\\\n", " ").splitlines():
             for program in re.findall(r"(?:peft-space|-m (?:peft_space|tests)\.[\w.]+) .*|-m tests\.[\w.]+", line):
                 # a job script may have the whole of it between quotes
                 program = program.split(" && ")[0].removesuffix("'" * (program.count("'") % 2))
