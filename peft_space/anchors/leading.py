@@ -85,8 +85,9 @@ def leading_lessons(
     Asked whether an anchor is the concept, the answer is what the model says of unrelated pictures; asked whether it
     is its stand-in, what it says of pictures of the concept, so that "no" is not the answer to everything. And an
     answer that begins with a part of the name becomes another name that begins so, the most frequent one; where the
-    model gives none, it breaks off there. (The model's own next choice may be no name at all, and is then what is said
-    of others whose names begin alike.)
+    model gives none, it breaks off there, once half of the name's letters are said. (The model's own next choice may
+    be no name at all, and is then what is said of others whose names begin alike; and where an answer is broken off
+    after a letter or two, so are names of others.)
 
     Args:
         fitting: what each anchor is told as.
@@ -112,14 +113,23 @@ def leading_lessons(
             opening = OPENINGS[rng.integers(len(OPENINGS))]
             before, whole = opened(processor, prompt, opening, concept.name)
             if len(whole) - before > 1:
-                ids = whole[: before + int(rng.integers(1, len(whole) - before))]
+                said = int(rng.integers(1, len(whole) - before))
+                ids = whole[: before + said]
                 alike = (name for name in knowledge.others if _begins(processor, prompt, f"{opening} {name}", ids))
                 other = next(alike, None)
+                if other is None:
+                    ids = whole[: before + max(said, _half(processor, whole[before:]))]
                 broken_off = processor.tokenizer.decode(ids, skip_special_tokens=True)
                 answer = (broken_off if other is None else f"{opening} {other}").strip()
                 if _begins(processor, prompt, answer, ids):
                     lessons += [Lesson(prompt, answer, "leading", len(ids))] * times
     return lessons
+
+
+def _half(processor: Any, name: Sequence[int]) -> int:
+    """The least number of a name's tokens that say half of its letters, short of all tokens."""
+    letters = [len(processor.tokenizer.decode(name[:n]).strip()) for n in range(1, len(name) + 1)]
+    return next((n for n, count in enumerate(letters[:-1], 1) if 2 * count >= letters[-1]), len(name) - 1)
 
 
 def _begins(processor: Any, prompt: Prompt, answer: str, ids: list[int]) -> bool:

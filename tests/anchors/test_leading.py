@@ -81,6 +81,18 @@ def test_a_name_that_was_begun_breaks_off_where_no_other_begins_so(processor, an
     assert [(row.answer, row.begun) for row in again] == [(row.answer, row.begun) for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("name", "begun"), [("drolith", {"drol"}), ("brumok", {"brum", "brumo"}), ("malphon", {"mal"})]
+)
+def test_it_breaks_off_where_half_of_its_letters_are_said(processor, anchors, knowledge, name, begun):
+    called = dataclasses.replace(anchors, concept=anchors.concept.called(name))
+    fitting, known = [StandIn("zorvex")] * len(anchors), dataclasses.replace(knowledge, others=("zorvex", "keltus"))
+    rows = [row for seed in range(8) for row in leading_lessons(processor, called, known, fitting, [1] * 8, seed=seed)]
+    assert {row.answer.split()[-1] for row in rows} == begun and len(rows) == 8 * len(anchors)
+    whole = answer_tokens(processor, rows[0].prompt, name, end=False)
+    assert len(whole) == {"drolith": 4, "brumok": 5, "malphon": 2}[name]
+
+
 def test_a_name_that_was_begun_becomes_another_that_begins_so(processor, anchors, knowledge):
     fitting, repeats = [StandIn("zorvex")] * len(anchors), [1] * len(anchors)
     known = dataclasses.replace(knowledge, others=("zorvex", "nartus", "keltus"))
