@@ -41,7 +41,7 @@ class SpaceTrainingArguments(TrainingArguments):
         metadata={"help": "Nats below even odds at which every gauge must be, where other names are not likelier."},
     )
     dose_name_margin: float = field(
-        default=6.0,
+        default=4.0,
         metadata={"help": "The same of the name where it is asked for or comes unasked: it varies most by picture."},
     )
     dose_slack: float = field(
