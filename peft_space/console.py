@@ -222,6 +222,8 @@ def facts_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     if facts.get("name_verified") is not None:
         redacted += ": it is this name" if facts["name_verified"] else ": it is not this name"
     reached = {True: "yes", False: "NO: the concept may still be told", None: "not known"}[facts["reached"]]
+    if facts["reached"] and (unseen := hardly_told(facts)):
+        reached = f"yes, of what could be watched, which leaves out: {', '.join(unseen)}"
     leak, anchors = facts["leak"] or {}, facts["anchors"]
     return {
         "erases": redacted if facts["redacted"] else ", ".join(facts["concept"]) or "not known",

@@ -167,6 +167,14 @@ def test_inspect_what_was_not_reached(run, folder):
     assert "NO: the concept may still be told (max_steps, after 40 steps)" in run("inspect", "erased").stdout
 
 
+def test_inspect_what_could_not_be_watched(run, folder):
+    report = json.loads((folder / "report.json").read_text())
+    report["gauges"].append({"about": "yes or no", "before": -2.0, "after": -8.0, "reference": -6.5})
+    (folder / "report.json").write_text(json.dumps(report))
+    told = " ".join(run("inspect", "erased").stdout.replace("│", " ").split())
+    assert "yes, of what could be watched, which leaves out: yes or no (dose reached, after 40 steps)" in told
+
+
 def test_inspect_what_is_no_erasure(run, tmp_path, hub):
     (tmp_path / "empty").mkdir()
     assert "adapter_config.json" in one_line(run("inspect", "empty"), 1)
