@@ -1,5 +1,4 @@
 import copy
-import functools
 
 import pytest
 import torch
@@ -125,7 +124,13 @@ def test_removals_do_not_add_up(case, model, processor):
 def test_a_smaller_dose_is_an_earlier_place_in_the_same_training(case, model, processor, monkeypatch):
     # a share that is always met and one that never is
     easy, hard = -100.0, 100.0
-    few = functools.partial(SpaceTrainingArguments, dose_every=1, dose_slack=100.0)
+
+    def few(*, dose_share, **given):
+        args = SpaceTrainingArguments(dose_every=1, dose_slack=100.0, **given)
+        # no user may ask for less than nothing
+        args.dose_share = dose_share
+        return args
+
     monkeypatch.setattr(space, "SpaceTrainingArguments", few)
     monkeypatch.setattr(contenders, "STEPS", (4,))
     one, other = contenders.contenders()["SPACE"], copy.deepcopy(model)
