@@ -247,7 +247,11 @@ def erase(
         list[str] | None, typer.Option(help="A name that comes close and must stay; repeatable.")
     ] = None,
     relatives: Annotated[
-        int | None, typer.Option(min=0, help="How many names that share a word or a token are protected unasked.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="How many names that share a word or a token are protected unasked, and half as many of lookalikes.",
+        ),
     ] = None,
     text_knowledge: TextKnowledgeOption = TextKnowledge.KEEP,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter.")] = None,

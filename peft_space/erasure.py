@@ -391,7 +391,7 @@ def _anchors_of_relatives(
 ) -> list[Anchors]:
     """Anchors of the names that come close to a concept's, but for those that are protected anyway.
 
-    Those that are made of the same pieces and, where it is told by a general word, those that would have stood in.
+    `most` that are made of the same pieces, and those whose pictures look most like it.
     Where public images yield too few, that one goes without: nobody asked for it.
     """
     known = {name.lower() for one in protected for name in one.names}
@@ -399,7 +399,7 @@ def _anchors_of_relatives(
     found = []
     for study in studies:
         concept = study.anchors.concept
-        for name in (*relatives(processor, concept, study.names, most), *study.neighbours[:most]):
+        for name in (*relatives(processor, concept, study.names, most), *study.neighbours):
             if name.lower() not in known:
                 known.add(name.lower())
                 with suppress(TooFewAnchors):
@@ -471,9 +471,11 @@ def _study(
     if retain.images is None or retain.relatives:
         called = names_given(model, processor, anchors, n_images, batch_size=batch_size, seed=seed)
     nearby: Sequence[str] = ()
-    if retain.relatives and anchors.concept.generic_question is not None:
+    if retain.relatives:
         # where a general word takes the place of their names, nothing else holds them
-        nearby = neighbours(model, processor, anchors, others, batch_size=batch_size)
+        half = anchors.concept.generic_question is None
+        most = -(-retain.relatives // 2) if half else retain.relatives
+        nearby = neighbours(model, processor, anchors, others, batch_size=batch_size)[:most]
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
     company = find_company(model, processor, anchors, retain.questions, n_images, batch_size=batch_size, seed=seed)
     gauges = build_gauges(

@@ -312,6 +312,7 @@ def calls(monkeypatch):
             return dict(zip(some.unrelated(n_images), names, strict=False))
 
         monkeypatch.setattr(erasure, "names_given", given)
+        monkeypatch.setattr(erasure, "neighbours", lambda *args, **options: ())
         return dataclasses.replace(RETAIN, relatives=4)
 
     return calls
@@ -334,12 +335,19 @@ def test_names_made_of_the_same_pieces_are_protected(run, calls, monkeypatch):
     assert list(both.report["protected"]) == ["lumril", "keltus"]
 
 
-def test_where_a_general_word_is_told_those_who_would_have_stood_in_are_protected(run, calls, anchors, monkeypatch):
+def test_those_who_look_most_like_it_are_protected(run, calls, anchors, monkeypatch):
     retain = calls(lumril=2)
     monkeypatch.setattr(erasure, "neighbours", lambda *args, **options: ("keltus", "lumril", "zorvex"))
-    assert list(run(retain=retain).report["protected"]) == ["lumril"]
+    assert list(run(retain=retain).report["protected"]) == ["lumril", "keltus"]
+    assert list(run(retain=dataclasses.replace(retain, relatives=1)).report["protected"]) == ["lumril", "keltus"]
+    # a general word does not hold who would have stood in
     general = dataclasses.replace(anchors.concept, generic_question="What kind is it?")
     told = dataclasses.replace(anchors, concept=general)
+    assert list(run(concept=general, anchors=told, retain=retain).report["protected"]) == [
+        "lumril",
+        "keltus",
+        "zorvex",
+    ]
     asked = run(concept=general, anchors=told, retain=dataclasses.replace(retain, relatives=2))
     assert list(asked.report["protected"]) == ["lumril", "keltus"]
     assert run(concept=general, anchors=told, retain=RETAIN).report["protected"] == {}

@@ -49,8 +49,8 @@ class Retain:
         protect: names that the erasure comes close to, a sibling's, say, or a `Concept` where the questions differ.
             Anchors are chosen for each as for the concept, and what the model says of them is retained.
         relatives: how many names are protected without being given: the most frequent of those that the model gives to
-            public images and that share a word or a token with the concept's; with general answers as many more that
-            it gives to the likeliest images which are no anchors.
+            public images and that share a word or a token with the concept's; and half as many more, with general
+            answers as many, that it gives to the likeliest images which are no anchors. 0 protects none.
     """
 
     images: Any = None
