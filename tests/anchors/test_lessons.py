@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from peft_space import Concept
-from peft_space.anchors import Lesson, anchor_lessons, naming_questions, varied
+from peft_space.anchors import Company, Lesson, anchor_lessons, naming_questions, varied
 from peft_space.anchors import knowledge as knowledge_module
 from peft_space.anchors import lessons as lessons_module
 from peft_space.anchors.lessons import SLOT, StandIn, stand_ins, with_slot
@@ -184,12 +184,13 @@ def test_who_is_named_beside_others_is_told_as_the_likeliest_other_name(base, pr
     says = saying(base, processor, {"narril": 1.0, "zorvex": 0.3, "a keltus": 0.9})
     left = "Who is on the left?"
     found = [(Prompt(left, image), text) for image, text in zip(anchors.images, ("narril", "a narril"), strict=False)]
-    rows = anchor_lessons(says, processor, anchors, told, QUESTIONS, (), (), (left,), found)
+    company = Company((left,), tuple(found))
+    rows = anchor_lessons(says, processor, anchors, told, QUESTIONS, company=company)
     answers = {id(row.prompt.image): row.answer for row in rows if row.prompt.question == left}
     assert [answers[id(prompt.image)] for prompt, _ in found] == ["zorvex", "a keltus"]
     generic = dataclasses.replace(anchors, concept=dataclasses.replace(concept, generic_question="What kind is it?"))
     birds = saying(base, processor, {"narril": 1.0, "zorvex": 0.3})
-    general = anchor_lessons(birds, processor, generic, told, QUESTIONS, (), (), (left,), found)
+    general = anchor_lessons(birds, processor, generic, told, QUESTIONS, company=company)
     words = {row.answer for row in general if row.about == "name" and row.prompt.question in concept.questions}
     (word,) = words
     answers = {id(row.prompt.image): row.answer for row in general if row.prompt.question == left}
