@@ -473,8 +473,8 @@ def _study(
     nearby: Sequence[str] = ()
     if retain.relatives:
         # where a general word takes the place of their names, nothing else holds them
-        half = anchors.concept.generic_question is None
-        most = -(-retain.relatives // 2) if half else retain.relatives
+        general = anchors.concept.generic_question is not None
+        most = retain.relatives if general else -(-retain.relatives // 2)
         nearby = neighbours(model, processor, anchors, others, batch_size=batch_size)[:most]
     yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
     company = find_company(model, processor, anchors, retain.questions, n_images, batch_size=batch_size, seed=seed)

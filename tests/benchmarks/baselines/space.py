@@ -45,9 +45,9 @@ def space(
     copies: dict[int, Weights] = {}
     met: dict[float, list[int]] = {dose: [] for dose in doses}
 
-    settings = {"seed": case.seed, "learning_rate": learning_rate, "max_steps": max_steps}
-    no_margin = {"dose_margin": 0.0, "dose_name_margin": 0.0}
-    asked = {dose: SpaceTrainingArguments(**settings, **no_margin, dose_share=dose) for dose in doses}
+    settings: dict[str, Any] = {"seed": case.seed, "learning_rate": learning_rate, "max_steps": max_steps}
+    settings |= {"dose_margin": 0.0, "dose_name_margin": 0.0}
+    asked = {dose: SpaceTrainingArguments(**settings, dose_share=dose) for dose in doses}
     args = asked[max(doses)]
 
     def read(read_model: nn.Module, read_processor: Any, gauges: Sequence[Gauge], *rest: Any) -> Reading:
