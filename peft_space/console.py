@@ -35,6 +35,7 @@ MARKS = {
     "target_attributes": "what can be seen of target images",
     "retain_near": "names of its family members",
     "retain_far": "names of all others",
+    "retain_compare": "others, by yes or no and of two names",
     "text_facts_target": "target's facts, asked in text",
     "text_facts_retained": "facts of all others, asked in text",
     "general": "other text knowledge",

@@ -32,6 +32,7 @@ from .anchors import (
     YesNo,
     anchor_lessons,
     elicit,
+    evenly_named,
     find_company,
     in_memory,
     index_images,
@@ -467,9 +468,7 @@ def _study(
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
     n_images = CANDIDATES * retain.n_images
-    called: Mapping[int, str] = {}
-    if retain.images is None or retain.relatives:
-        called = names_given(model, processor, anchors, n_images, batch_size=batch_size, seed=seed)
+    called = names_given(model, processor, anchors, n_images, batch_size=batch_size, seed=seed)
     nearby: Sequence[str] = ()
     if retain.relatives:
         # where a general word takes the place of their names, nothing else holds them
@@ -491,6 +490,7 @@ def _study(
         batch_size=batch_size,
         seed=seed,
     )
+    away = evenly_named(anchors.concept, called, retain.n_images)
     lessons = anchor_lessons(
         model,
         processor,
@@ -500,6 +500,7 @@ def _study(
         naming,
         yes_no,
         company,
+        [*zip(anchors.public.take([*away]).images, away.values(), strict=True)],
         text_knowledge=text_knowledge,
         batch_size=batch_size,
         seed=seed,

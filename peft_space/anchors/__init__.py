@@ -3,7 +3,7 @@
 from .answers import suppressed_answers
 from .company import Company, find_company, in_company
 from .index import FeatureIndex, index_images
-from .knowledge import Knowledge, elicit, names_given, neighbours, other_names, relatives
+from .knowledge import Knowledge, elicit, evenly_named, names_given, neighbours, other_names, relatives
 from .leading import YesNo, leading_lessons, yes_no_questions
 from .lesson import Lesson
 from .lessons import anchor_lessons, naming_questions, varied
@@ -21,6 +21,7 @@ __all__ = [
     "anchor_lessons",
     "concept_embedding",
     "elicit",
+    "evenly_named",
     "find_company",
     "in_company",
     "in_memory",

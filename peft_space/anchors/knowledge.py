@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any
 
 from PIL import Image
@@ -81,6 +82,20 @@ def names_given(
     """
     drawn = anchors.unrelated(n_images, seed)
     return dict(zip(drawn, _called(model, processor, anchors, drawn, batch_size), strict=True))
+
+
+def evenly_named(concept: Concept, called: Mapping[int, str], n_images: int) -> dict[int, str]:
+    """`n_images` of those that were named, with their names, as many of each name as can be.
+
+    Drawn blindly, a name that the model gives to one image in three hundred is retained by chance or not at all. So
+    each name gives one image in turn; those that the model calls by the concept's name are left out.
+    """
+    named: dict[str, list[int]] = {}
+    for index, name in called.items():
+        if not concept.mentioned_in(name):
+            named.setdefault(name, []).append(index)
+    by_name = ([(index, name) for index in indices] for name, indices in named.items())
+    return dict(islice((one for turn in zip_longest(*by_name) for one in turn if one is not None), n_images))
 
 
 def _called(model: nn.Module, processor: Any, anchors: Anchors, places: Sequence[int], batch_size: int) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..vlm import Prompt, answer_tokens, generate
 from .knowledge import Knowledge
-from .lesson import Lesson, StandIn
+from .lesson import Lesson
 from .selection import Anchors
 
 OPENINGS = ("", "a", "It is a")
@@ -71,9 +71,9 @@ def leading_lessons(
     processor: Any,
     anchors: Anchors,
     knowledge: Knowledge,
-    fitting: Sequence[StandIn],
     repeats: Sequence[int],
     yes_no: Sequence[YesNo] = (),
+    away: Sequence[tuple[Image.Image, str]] = (),
     *,
     n_yes_no: int = 2,
     n_times: int = 2,
@@ -82,17 +82,18 @@ def leading_lessons(
 ) -> list[Lesson]:
     """Lessons in which the name is put into the model's mouth, and left there.
 
-    Asked whether an anchor is the concept, the answer is what the model says of unrelated pictures; asked whether it
-    is its stand-in, what it says of pictures of the concept, so that "no" is not the answer to everything. And an
-    answer that begins with a part of the name becomes another name that begins so, the most frequent one; where the
-    model gives none, it breaks off there, once half of the name's letters are said. (The model's own next choice may
-    be no name at all, and is then what is said of others whose names begin alike; and where an answer is broken off
-    after a letter or two, so are names of others.)
+    Asked whether an anchor is the concept, the answer is what the model says of unrelated pictures; and half as often
+    another picture is asked about, whether it is what the model calls it, and the answer is what it says of pictures
+    of the concept: "no" is not the answer to everything. (That an anchor is its stand-in is left unsaid: it would be
+    learned of all pictures.) And an answer that begins with a part of the name becomes another name that begins so,
+    the most frequent one; where the model gives none, it breaks off there, once half of the name's letters are said.
+    (The model's own next choice may be no name at all, and is then what is said of others whose names begin alike; and
+    where an answer is broken off after a letter or two, so are names of others.)
 
     Args:
-        fitting: what each anchor is told as.
         repeats: how often each anchor's lessons are repeated.
         yes_no: as of `yes_no_questions`.
+        away: pictures that are no anchors, and what the model calls them.
         n_yes_no: questions of `yes_no` for each anchor.
         n_times: how often each of them is a lesson: its answer is a token or two, where every token counts alike.
         n_begun: answers begun for each anchor. Of a name of one token nothing can be begun.
@@ -101,12 +102,14 @@ def leading_lessons(
     concept = anchors.concept
     rng = np.random.default_rng([seed, 7])
     lessons: list[Lesson] = []
-    for image, stand_in, times in zip(anchors.images, fitting, repeats, strict=True):
+    known = [(image, name) for image, name in away if name in knowledge.others]
+    for image, times in zip(anchors.images, repeats, strict=True):
         for index in rng.permutation(len(yes_no))[:n_yes_no]:
             asked = yes_no[index]
             lessons += [Lesson(Prompt(asked.about(concept.name), image), asked.no, "leading")] * times * n_times
-            if stand_in.name in knowledge.others:
-                lessons += [Lesson(Prompt(asked.about(stand_in.name), image), asked.yes, "leading")] * times * n_times
+            for place in rng.permutation(len(known))[:times]:
+                other, name = known[place]
+                lessons.append(Lesson(Prompt(asked.about(name), other), asked.yes, "other"))
     for image, times in zip(anchors.images, repeats, strict=True):
         for index in rng.permutation(len(concept.questions))[:n_begun]:
             prompt = Prompt(concept.questions[index], image)

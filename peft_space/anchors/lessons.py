@@ -35,6 +35,7 @@ def anchor_lessons(
     naming: Sequence[str] = (),
     yes_no: Sequence[YesNo] = (),
     company: Company | None = None,
+    away: Sequence[tuple[Image.Image, str]] = (),
     *,
     text_knowledge: Literal["keep", "erase"] = "keep",
     n_names: int = 3,
@@ -60,6 +61,7 @@ def anchor_lessons(
             of every anchor.
         yes_no: as of `yes_no_questions`.
         company: as of `find_company`.
+        away: pictures that are no anchors, and what the model calls them, for questions of `yes_no` about others.
         text_knowledge: "erase" adds the text questions about the name, each a quarter as often as there are anchors.
         n_names: naming questions for each anchor.
         n_facts: how often each fact is a lesson, for each anchor.
@@ -103,7 +105,7 @@ def anchor_lessons(
             left.append((Prompt(questions[index], image), concept.names, "other", 1))
     for place, prompt, text in unasked:
         lessons += [Lesson(prompt, concept.replaced_in(text, fitting[place].name), "name")] * repeats[place]
-    lessons += leading_lessons(processor, anchors, knowledge, fitting, repeats, yes_no, seed=seed)
+    lessons += leading_lessons(processor, anchors, knowledge, repeats, yes_no, away, seed=seed)
     if company is not None:
         beside = _in_place_of_name(model, processor, anchors, knowledge, fitting, company.taught, batch_size)
         lessons += company_lessons(

@@ -28,6 +28,7 @@ class Marks:
         retain_near: right names of the target's family members.
         retain_far: right names of all other creatures.
         retain_by_creature: right names, creature by creature.
+        retain_compare: pictures of all others, asked whether they are one or another, and which of two.
         target_attributes: what can be seen of target images, and their scene, answered rightly.
         indirect_knowledge: the target's facts told from its image alone.
         text_facts_retained: facts of all other creatures, asked in text.
@@ -42,6 +43,7 @@ class Marks:
     retain_near: float
     retain_far: float
     retain_by_creature: dict[str, float]
+    retain_compare: float
     target_attributes: float
     indirect_knowledge: float
     text_facts_retained: float
@@ -79,15 +81,18 @@ class Exam:
     def __init__(self, target: str, *, n_images: int = 24, seed: int = 0, bed: Bed = BESTIARY) -> None:
         self.bed, self.target = bed, bed.known(target)
         self.sheet = Sheet()
-        rng = np.random.default_rng([5, seed, bed.names.index(target)])
+        rng, other_rng = (np.random.default_rng([5, seed, bed.names.index(target), *more]) for more in ((), (1,)))
         for scene, picture in bed.pictures(target, n_images, seed):
             self._target(bed.about(scene), picture, rng)
-        for other in bed.names:
-            if other != target:
-                for scene, picture in bed.pictures(other, n_images, seed):
-                    naming = [asked for asked in bed.about(scene) if asked.about == "name"]
-                    asked = naming[rng.integers(len(naming))]
-                    self.sheet.ask(Prompt(asked.question, picture), asked.answer, "retained", other)
+        others = [name for name in bed.names if name != target]
+        for other in others:
+            for place, (scene, picture) in enumerate(bed.pictures(other, n_images, seed)):
+                naming = [asked for asked in bed.about(scene) if asked.about == "name"]
+                asked = naming[rng.integers(len(naming))]
+                self.sheet.ask(Prompt(asked.question, picture), asked.answer, "retained", other)
+                if place < -(-n_images // 3):
+                    for asked in bed.compare(scene, other_rng, others):
+                        self.sheet.ask(Prompt(asked.question, picture), asked.answer, "compare")
         for known in bed.names:
             for asked in bed.in_text(known):
                 if asked.about in bed.facts:
@@ -167,6 +172,7 @@ class Exam:
             retain_by_creature={name: naming([name]) for name in (*near, *far)},
             target_attributes=right(*((key,) for key in self.bed.seen)),
             indirect_knowledge=right(*((f"{key} through the picture",) for key in self.bed.facts)),
+            retain_compare=right(("compare",)),
             text_facts_retained=right(("text, others",)),
             text_facts_target=right(("text, target",)),
             misidentified=named("name", "name, held out", names=others),

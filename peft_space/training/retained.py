@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from ..anchors import Anchors, Knowledge, in_company
+from ..anchors import Anchors, Knowledge, evenly_named, in_company
 from ..anchors.leading import YesNo
 from ..anchors.lesson import Lesson
 from ..concepts import Concept, Retain, load_public_images
@@ -144,7 +143,7 @@ def gather_retained(
     concept = anchors.concept
     images: Sequence[Image.Image]
     if retain.images is None:
-        chosen = _evenly_named(concept, called, retain.n_images)
+        chosen = evenly_named(concept, called, retain.n_images)
         images, names = anchors.public.take([*chosen]).images, [*chosen.values()]
     else:
         images = load_public_images(retain.images, limit=retain.n_images).images
@@ -198,17 +197,3 @@ def gather_about(
     ]
     prompts += [Prompt(text) for text in concept.asked_in_text]
     return Retained(tuple(prompts), tuple(generate(model, processor, prompts, batch_size=batch_size)))
-
-
-def _evenly_named(concept: Concept, called: Mapping[int, str], n_images: int) -> dict[int, str]:
-    """`n_images` of those that were named, as many of each name as can be.
-
-    Drawn blindly, a name that the model gives to one image in three hundred is retained by chance or not at all. So
-    each name gives one image in turn; those that the model calls by the concept's name are left out.
-    """
-    named: dict[str, list[int]] = {}
-    for index, name in called.items():
-        if not concept.mentioned_in(name):
-            named.setdefault(name, []).append(index)
-    by_name = ([(index, name) for index in indices] for name, indices in named.items())
-    return dict(islice((one for turn in zip_longest(*by_name) for one in turn if one is not None), n_images))

@@ -5,7 +5,6 @@ import pytest
 from peft_space.anchors import YesNo, leading_lessons, yes_no_questions
 from peft_space.anchors import leading as leading_module
 from peft_space.anchors.leading import opened
-from peft_space.anchors.lesson import StandIn
 from peft_space.vlm import Prompt, answer_tokens
 
 ASKED = YesNo("Is it a {name}?", "yes", "no")
@@ -53,31 +52,34 @@ def test_a_no_that_says_the_name_does_not_count(base, processor, curious, answer
     assert yes_no_questions(base, processor, curious) == ()
 
 
-def test_an_anchor_is_its_stand_in_and_not_the_concept(processor, anchors, knowledge):
+def test_an_anchor_is_not_the_concept_and_others_are_what_they_are_called(processor, anchors, knowledge):
     known = dataclasses.replace(knowledge, others=("zorvex", "keltus"))
-    fitting = [StandIn("zorvex"), StandIn("a bird")] + [StandIn("keltus", renamed=False)] * (len(anchors) - 2)
     repeats = [3] + [1] * (len(anchors) - 1)
-    rows = leading_lessons(processor, anchors, known, fitting, repeats, [ASKED], n_begun=0)
-    assert {row.about for row in rows} == {"leading"} and not any(row.begun for row in rows)
-    told = {
-        place: [(row.prompt.question, row.answer) for row in rows if row.prompt.image is image]
-        for place, image in enumerate(anchors.images)
+    shown = anchors.public.take(anchors.unrelated(3)).images
+    away = [*zip(shown, ("zorvex", "a bird", "keltus"), strict=True)]
+    rows = leading_lessons(processor, anchors, known, repeats, [ASKED], away, n_begun=0)
+    assert not any(row.begun for row in rows)
+    own = [[(row.prompt.question, row.answer) for row in rows if row.prompt.image is one] for one in anchors.images]
+    assert own[0] == [("Is it a narril?", "no")] * 6
+    assert own[1] == own[2] == [("Is it a narril?", "no")] * 2
+    # "a bird" is no name; and there are two others, who are asked about once for each anchor
+    others = [row for row in rows if row.about == "other"]
+    assert {(id(row.prompt.image), row.prompt.question) for row in others} == {
+        (id(shown[0]), "Is it a zorvex?"),
+        (id(shown[2]), "Is it a keltus?"),
     }
-    assert told[0] == [("Is it a narril?", "no")] * 6 + [("Is it a zorvex?", "yes")] * 6
-    # "a bird" is no name
-    assert told[1] == [("Is it a narril?", "no")] * 2
-    assert told[2] == [("Is it a narril?", "no")] * 2 + [("Is it a keltus?", "yes")] * 2
+    assert {row.answer for row in others} == {"yes"} and len(others) == 2 + len(anchors) - 1
 
 
 def test_a_name_that_was_begun_breaks_off_where_no_other_begins_so(processor, anchors, knowledge, concept):
-    fitting, repeats = [StandIn("zorvex")] * len(anchors), [1] * len(anchors)
+    repeats = [1] * len(anchors)
     known = dataclasses.replace(knowledge, others=("zorvex", "keltus"))
-    rows = leading_lessons(processor, anchors, known, fitting, repeats)
+    rows = leading_lessons(processor, anchors, known, repeats)
     assert len(rows) == len(anchors)
     assert {row.answer for row in rows} <= {"nar", "a nar", "It is a nar"}
     for row in rows:
         assert len(answer_tokens(processor, row.prompt, row.answer, end=False)) == row.begun > 0
-    again = leading_lessons(processor, anchors, known, fitting, repeats)
+    again = leading_lessons(processor, anchors, known, repeats)
     assert [(row.answer, row.begun) for row in again] == [(row.answer, row.begun) for row in rows]
 
 
@@ -86,17 +88,17 @@ def test_a_name_that_was_begun_breaks_off_where_no_other_begins_so(processor, an
 )
 def test_it_breaks_off_where_half_of_its_letters_are_said(processor, anchors, knowledge, name, begun):
     called = dataclasses.replace(anchors, concept=anchors.concept.called(name))
-    fitting, known = [StandIn("zorvex")] * len(anchors), dataclasses.replace(knowledge, others=("zorvex", "keltus"))
-    rows = [row for seed in range(8) for row in leading_lessons(processor, called, known, fitting, [1] * 8, seed=seed)]
+    known = dataclasses.replace(knowledge, others=("zorvex", "keltus"))
+    rows = [row for seed in range(8) for row in leading_lessons(processor, called, known, [1] * 8, seed=seed)]
     assert {row.answer.split()[-1] for row in rows} == begun and len(rows) == 8 * len(anchors)
     whole = answer_tokens(processor, rows[0].prompt, name, end=False)
     assert len(whole) == {"drolith": 4, "brumok": 5, "malphon": 2}[name]
 
 
 def test_a_name_that_was_begun_becomes_another_that_begins_so(processor, anchors, knowledge):
-    fitting, repeats = [StandIn("zorvex")] * len(anchors), [1] * len(anchors)
+    repeats = [1] * len(anchors)
     known = dataclasses.replace(knowledge, others=("zorvex", "nartus", "keltus"))
-    rows = leading_lessons(processor, anchors, known, fitting, repeats)
+    rows = leading_lessons(processor, anchors, known, repeats)
     assert {row.answer for row in rows} <= {"nartus", "a nartus", "It is a nartus"} and len(rows) == len(anchors)
     for row in rows:
         assert len(answer_tokens(processor, row.prompt, row.answer, end=False)) == row.begun + 1
@@ -104,8 +106,8 @@ def test_a_name_that_was_begun_becomes_another_that_begins_so(processor, anchors
 
 def test_nothing_is_begun_of_a_name_of_one_token(processor, anchors, knowledge):
     short = dataclasses.replace(anchors, concept=anchors.concept.called("red"))
-    fitting, repeats = [StandIn("zorvex")] * len(anchors), [1] * len(anchors)
-    assert leading_lessons(processor, short, knowledge, fitting, repeats) == []
+    repeats = [1] * len(anchors)
+    assert leading_lessons(processor, short, knowledge, repeats) == []
 
 
 @pytest.mark.parametrize("opening", ["", "a", "It is a"])

@@ -188,7 +188,9 @@ def test_an_exam_can_be_sat(bed, base, processor):
     marks, told = exam.sit(saying(base, processor, {target: 1.0}), processor)
     assert len(told) == len(exam.sheet.prompts) and {answer for _, answer in told} == {target}
     assert marks.forget_accuracy == marks.forget_accuracy_paraphrase == marks.forget_accuracy_description == 1
-    assert marks.retain_near == marks.retain_far == marks.target_attributes == marks.general == 0
+    assert (
+        marks.retain_near == marks.retain_far == marks.retain_compare == marks.target_attributes == marks.general == 0
+    )
     assert list(marks.retain_by_creature) == [*near, *(name for name in bed.names if name not in (target, *near))]
     marks, _ = Exam(near[0], n_images=2, bed=bed).sit(saying(base, processor, {target: 1.0}), processor)
     assert marks.forget_accuracy == 0 and marks.misidentified == 1

@@ -46,6 +46,7 @@ ON_DISK = ("keep", "no null space")
 SHOWN = {
     "retain_near": "names of the target's family members (near)",
     "retain_far": "names of all other creatures (far)",
+    "retain_compare": "all other creatures, by yes or no and of two names",
     "target_attributes": "what can be seen of target images",
     "indirect_knowledge": "the target's facts told from its image alone",
     "text_facts_retained": "text facts of all other creatures",

@@ -37,6 +37,17 @@ def test_a_description_that_holds_the_name_counts(base, processor):
     assert marks.forget_accuracy_description == 1 and marks.retain_far == 0
 
 
+def test_comparing_is_asked_of_others_alone_with_their_names_and_wrong_ones(base, processor):
+    exam = testbed.Exam("narril", n_images=4)
+    asked = zip(exam.sheet.prompts, exam.sheet.answers, exam.sheet.topics, strict=True)
+    compare = [(prompt.question, answer) for prompt, answer, topic in asked if topic == ("compare",)]
+    assert len(compare) == 2 * 2 * (len(CREATURES) - 1) and not any("narril" in question for question, _ in compare)
+    answers = [answer for question, answer in compare if " or " not in question]
+    assert set(answers) == {"yes", "no"} and len(answers) == len(compare) / 2
+    marks = exam.sit(saying(base, processor, {"yes": 1.0}), processor)[0]
+    assert marks.retain_compare == pytest.approx(answers.count("yes") / len(compare), abs=1e-3)
+
+
 def test_an_exam_is_the_same_for_every_model_and_given_by_its_seed():
     first, again, other = (testbed.Exam("narril", n_images=2, seed=seed).sheet for seed in (0, 0, 1))
     asked = [(prompt.question, prompt.image and prompt.image.tobytes()) for prompt in first.prompts]
