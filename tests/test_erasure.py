@@ -335,6 +335,16 @@ def test_names_made_of_the_same_pieces_are_protected(run, calls, monkeypatch):
     assert list(both.report["protected"]) == ["lumril", "keltus"]
 
 
+def test_lessons_hold_other_pictures_evenly_over_what_they_are_called(run, calls, anchors, monkeypatch):
+    retain, heard, real = calls(lumril=2, keltus=1, narril=1), [], erasure.anchor_lessons
+    monkeypatch.setattr(erasure, "anchor_lessons", lambda *args, **rest: heard.append(args[-1]) or real(*args, **rest))
+    run(retain=retain)
+    ((*away,),) = heard
+    assert [name for _, name in away] == ["lumril", "keltus", "lumril"]
+    shown = anchors.public.take(anchors.unrelated(3)).images
+    assert [id(image) for image, _ in away] == [id(shown[place]) for place in (0, 2, 1)]
+
+
 def test_those_who_look_most_like_it_are_protected(run, calls, anchors, monkeypatch):
     retain = calls(lumril=2)
     monkeypatch.setattr(erasure, "neighbours", lambda *args, **options: ("keltus", "lumril", "zorvex"))
