@@ -63,10 +63,13 @@ from .training import (
     lessons_at_a_time,
     tied_to_name,
 )
-from .training.retained import CANDIDATES, Retained, gather_about, gather_retained
+from .training.retained import Retained, gather_about, gather_retained
 from .tuner import SpaceConfig, attach_subspace, bake, targeted_modules
 from .unfinished import workplace, writes_output
 from .vlm import Prompt, check_multimodal, generate, image_features
+
+_CANDIDATES = 4
+"""For each picture that is wanted the model names so many public ones, of which the pictures are then taken."""
 
 
 @dataclass
@@ -276,7 +279,7 @@ def erase(
                     study.anchors,
                     study.knowledge,
                     shared,
-                    study.called,
+                    study.away,
                     study.yes_no,
                     study.company.questions,
                     text_knowledge=text_knowledge,
@@ -415,6 +418,7 @@ class _Study:
     anchors: Anchors
     knowledge: Knowledge
     called: Mapping[int, str]
+    away: Sequence[tuple[Image.Image, str]]
     neighbours: Sequence[str]
     yes_no: Sequence[YesNo]
     company: Company
@@ -467,15 +471,19 @@ def _study(
     naming = naming_questions(model, processor, anchors, retain.questions, batch_size=batch_size)
     others = other_names(model, processor, unsaid, seen, naming, batch_size=batch_size)
     knowledge = elicit(model, processor, anchors.concept, others)
-    n_images = CANDIDATES * retain.n_images
-    called = names_given(model, processor, anchors, n_images, batch_size=batch_size, seed=seed)
+    yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
+    n_images = _CANDIDATES * retain.n_images
+    called: Mapping[int, str] = {}
+    if retain.images is None or retain.relatives or yes_no:
+        called = names_given(model, processor, anchors, n_images, batch_size=batch_size, seed=seed)
+    drawn = evenly_named(anchors.concept, called, retain.n_images)
+    away = [*zip(anchors.public.take([*drawn]).images, drawn.values(), strict=True)]
     nearby: Sequence[str] = ()
     if retain.relatives:
         # where a general word takes the place of their names, nothing else holds them
         general = anchors.concept.generic_question is not None
         most = retain.relatives if general else -(-retain.relatives // 2)
         nearby = neighbours(model, processor, anchors, others, batch_size=batch_size)[:most]
-    yes_no = yes_no_questions(model, processor, anchors, seed=seed, batch_size=batch_size)
     company = find_company(model, processor, anchors, retain.questions, n_images, batch_size=batch_size, seed=seed)
     gauges = build_gauges(
         model,
@@ -490,7 +498,6 @@ def _study(
         batch_size=batch_size,
         seed=seed,
     )
-    away = evenly_named(anchors.concept, called, retain.n_images)
     lessons = anchor_lessons(
         model,
         processor,
@@ -500,12 +507,12 @@ def _study(
         naming,
         yes_no,
         company,
-        [*zip(anchors.public.take([*away]).images, away.values(), strict=True)],
+        away,
         text_knowledge=text_knowledge,
         batch_size=batch_size,
         seed=seed,
     )
-    return _Study(anchors, knowledge, called, nearby, yes_no, company, gauges, lessons)
+    return _Study(anchors, knowledge, called, away, nearby, yes_no, company, gauges, lessons)
 
 
 def _with_adapter(model: nn.Module, config: SpaceConfig, adapter_name: str) -> PeftModel:

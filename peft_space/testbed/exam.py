@@ -81,7 +81,8 @@ class Exam:
     def __init__(self, target: str, *, n_images: int = 24, seed: int = 0, bed: Bed = BESTIARY) -> None:
         self.bed, self.target = bed, bed.known(target)
         self.sheet = Sheet()
-        rng, other_rng = (np.random.default_rng([5, seed, bed.names.index(target), *more]) for more in ((), (1,)))
+        stream = [5, seed, bed.names.index(target)]
+        rng, comparing = np.random.default_rng(stream), np.random.default_rng([*stream, 1])
         for scene, picture in bed.pictures(target, n_images, seed):
             self._target(bed.about(scene), picture, rng)
         others = [name for name in bed.names if name != target]
@@ -91,7 +92,7 @@ class Exam:
                 asked = naming[rng.integers(len(naming))]
                 self.sheet.ask(Prompt(asked.question, picture), asked.answer, "retained", other)
                 if place < -(-n_images // 3):
-                    for asked in bed.compare(scene, other_rng, others):
+                    for asked in bed.compare(scene, comparing, others):
                         self.sheet.ask(Prompt(asked.question, picture), asked.answer, "compare")
         for known in bed.names:
             for asked in bed.in_text(known):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,15 +10,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from ..anchors import Anchors, Knowledge, evenly_named, in_company
+from ..anchors import Anchors, Knowledge, in_company
 from ..anchors.leading import YesNo
 from ..anchors.lesson import Lesson
 from ..concepts import Concept, Retain, load_public_images
 from ..processes import share
 from ..vlm import Prompt, encode, generate, prompt_batches
-
-CANDIDATES = 4
-"""For each picture that is wanted the model names so many public ones, of which the pictures are then taken."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def gather_retained(
     anchors: Anchors,
     knowledge: Knowledge,
     retain: Retain,
-    called: Mapping[int, str],
+    away: Sequence[tuple[Image.Image, str]],
     yes_no: Sequence[YesNo] = (),
     company: Sequence[str] = (),
     *,
@@ -127,15 +124,14 @@ def gather_retained(
 ) -> Retained:
     """Puts together what must stay and asks the model for its answers.
 
-    Pictures: `retain.images`, or public images away from the anchors, drawn evenly over what the model calls them;
-    each with some of the naming questions, the questions for facts and `retain.questions`, and with one of `yes_no`,
-    about the concept or about what the model calls it. Text: `retain.texts`,
-    everything asked about other names and, with `text_knowledge="keep"`, about the concept itself.
+    Pictures: `retain.images`, or those of `away`; each with some of the naming questions, the questions for facts and
+    `retain.questions`, and with one of `yes_no`, about the concept or about what the model calls it. Text:
+    `retain.texts`, everything asked about other names and, with `text_knowledge="keep"`, about the concept itself.
 
     Args:
         model: before any erasure.
-        called: as of `names_given`, of `CANDIDATES` times as many images as `retain.n_images`; not needed where
-            `retain.images` are given.
+        away: public images away from the anchors, evenly over what the model calls them, and those names; not needed
+            where `retain.images` are given.
         yes_no: as of `yes_no_questions`.
         company: as of `company_questions`; asked of pictures of two, each put together of two of the pictures.
         seed: draws the pictures and their questions.
@@ -143,8 +139,7 @@ def gather_retained(
     concept = anchors.concept
     images: Sequence[Image.Image]
     if retain.images is None:
-        chosen = evenly_named(concept, called, retain.n_images)
-        images, names = anchors.public.take([*chosen]).images, [*chosen.values()]
+        images, names = [image for image, _ in away], [name for _, name in away]
     else:
         images = load_public_images(retain.images, limit=retain.n_images).images
         asked = [Prompt(concept.questions[0], image) for image in images] if yes_no else []

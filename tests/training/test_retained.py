@@ -4,22 +4,32 @@ import pytest
 from PIL import Image
 
 from peft_space import Concept, Retain, testbed
-from peft_space.anchors import YesNo, names_given
+from peft_space.anchors import YesNo, evenly_named, names_given
 from peft_space.training import retained as retained_module
-from peft_space.training.retained import CANDIDATES, Retained, gather_about, gather_retained
+from peft_space.training.retained import Retained, gather_about, gather_retained
 from peft_space.vlm import Prompt, generate
 
 RETAIN = Retain(questions=("What colour is it?",), texts=("Name a fruit.",), n_images=5, questions_per_image=2)
 
 
+def shown(anchors, called, retain=RETAIN):
+    drawn = evenly_named(anchors.concept, called, retain.n_images)
+    return [*zip(anchors.public.take([*drawn]).images, drawn.values(), strict=True)]
+
+
 @pytest.fixture(scope="module")
 def called(base, processor, anchors):
-    return names_given(base, processor, anchors, CANDIDATES * RETAIN.n_images)
+    return names_given(base, processor, anchors, 4 * RETAIN.n_images)
 
 
 @pytest.fixture(scope="module")
-def retained(base, processor, anchors, knowledge, called):
-    return gather_retained(base, processor, anchors, knowledge, RETAIN, called)
+def away(anchors, called):
+    return shown(anchors, called)
+
+
+@pytest.fixture(scope="module")
+def retained(base, processor, anchors, knowledge, away):
+    return gather_retained(base, processor, anchors, knowledge, RETAIN, away)
 
 
 def test_pictures_are_none_of_the_anchors(retained, anchors):
@@ -36,13 +46,13 @@ def test_pictures_are_drawn_evenly_over_what_the_model_calls_them(base, processo
 
     one_question = Retain(n_images=8, questions_per_image=1)
     given = dict(zip(free, labels, strict=True))
-    drawn = gather_retained(base, processor, anchors, knowledge, one_question, given)
+    drawn = gather_retained(base, processor, anchors, knowledge, one_question, shown(anchors, given, one_question))
     assert sorted(called[id(prompt.image)] for prompt in drawn.prompts if prompt.image is not None) == [*"aaaaabbb"]
 
 
 def test_pictures_are_of_those_that_were_named(base, processor, anchors, knowledge, called):
     named = dict.fromkeys(list(called)[:2], "a name")
-    few = gather_retained(base, processor, anchors, knowledge, RETAIN, named)
+    few = gather_retained(base, processor, anchors, knowledge, RETAIN, shown(anchors, named))
     assert {id(p.image) for p in few.prompts if p.image} == {id(anchors.public.images[index]) for index in named}
 
 
@@ -62,17 +72,17 @@ def test_yes_or_no_stays_about_the_concept_and_about_what_is_shown(base, process
     asked = [YesNo("Is it a {name}?", "yes", "no"), YesNo("Do you see a {name}?", "yes", "no")]
     for images in (None, list(anchors.public.images[:4])):
         retain = replace(RETAIN, n_images=4, images=images)
-        called = dict.fromkeys(anchors.unrelated(4), "zorvex")
-        kept = gather_retained(base, processor, anchors, known, retain, called, asked)
+        away = shown(anchors, dict.fromkeys(anchors.unrelated(4), "zorvex"), retain)
+        kept = gather_retained(base, processor, anchors, known, retain, away, asked)
         leading = [prompt.question for prompt in kept.prompts if prompt.question.startswith(("Is it", "Do you"))]
         assert leading == ["Is it a zorvex?", "Do you see a zorvex?", "Is it a narril?", "Do you see a narril?"]
-    unasked = gather_retained(base, processor, anchors, known, RETAIN, called)
+    unasked = gather_retained(base, processor, anchors, known, RETAIN, away)
     assert not any("Is it" in prompt.question for prompt in unasked.prompts)
 
 
-def test_pictures_of_two_stay_where_the_model_tells_who_is_there(base, processor, anchors, knowledge, called):
+def test_pictures_of_two_stay_where_the_model_tells_who_is_there(base, processor, anchors, knowledge, away):
     asked = ("Who is on the left?", "Who is there?", "Describe the picture.")
-    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, called, company=asked)
+    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, away, company=asked)
     two = [(p, a) for p, a in zip(retained.prompts, retained.answers, strict=True) if p.question in asked]
     # a quarter of five pictures, two questions each
     assert len(two) == 4 and len({id(prompt.image) for prompt, _ in two}) == 2
@@ -95,17 +105,17 @@ def test_what_is_said_of_other_names_stays(retained, knowledge, concept):
 
 @pytest.mark.parametrize("text_knowledge", ["keep", "erase"])
 def test_what_is_said_of_the_name_in_text_stays_only_where_it_is_kept(
-    base, processor, anchors, knowledge, called, concept, text_knowledge
+    base, processor, anchors, knowledge, away, concept, text_knowledge
 ):
-    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, called, text_knowledge=text_knowledge)
+    retained = gather_retained(base, processor, anchors, knowledge, RETAIN, away, text_knowledge=text_knowledge)
     assert (Prompt(concept.asked_in_text[0]) in retained.prompts) is (text_knowledge == "keep")
 
 
 def test_pictures_of_the_users_own(base, processor, anchors, knowledge):
     own = list(testbed.public_images("zorvex", 3).images)
-    retained = gather_retained(base, processor, anchors, knowledge, Retain(images=own, n_images=2), {})
-    shown = {prompt.image.tobytes() for prompt in retained.prompts if prompt.image is not None}
-    assert shown == {image.tobytes() for image in own[:2]}
+    retained = gather_retained(base, processor, anchors, knowledge, Retain(images=own, n_images=2), ())
+    pictures = {prompt.image.tobytes() for prompt in retained.prompts if prompt.image is not None}
+    assert pictures == {image.tobytes() for image in own[:2]}
 
 
 def test_split_draws_and_loses_nothing(retained):
