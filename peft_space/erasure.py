@@ -483,7 +483,7 @@ def _study(
         # where a general word takes the place of their names, nothing else holds them
         general = anchors.concept.generic_question is not None
         most = retain.relatives if general else -(-retain.relatives // 2)
-        nearby = neighbours(model, processor, anchors, others, batch_size=batch_size)[:most]
+        nearby = neighbours(model, processor, anchors, others, called, batch_size=batch_size)[:most]
     company = find_company(model, processor, anchors, retain.questions, n_images, batch_size=batch_size, seed=seed)
     gauges = build_gauges(
         model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -308,19 +308,16 @@ def chat(processor: Any, prompt: Prompt) -> str:
     return f"{processor.image_token}{question}"
 
 
+def _wording(prompt: Prompt) -> Hashable:
+    """All that a template sees of a prompt: of a picture only its place is written."""
+    return prompt.question, prompt.image is None, tuple((_wording(shot), answer) for shot, answer in prompt.shots)
+
+
 def _chats(processor: Any, prompts: Sequence[Prompt]) -> list[str]:
-    """Each prompt as `chat` writes it, once for all that ask the same: of a picture only its place is written."""
-    written: dict[tuple[str, bool], str] = {}
-
-    def once(prompt: Prompt) -> str:
-        if prompt.shots:
-            return chat(processor, prompt)
-        key = prompt.question, prompt.image is None
-        if key not in written:
-            written[key] = chat(processor, prompt)
-        return written[key]
-
-    return [once(prompt) for prompt in prompts]
+    """Each prompt as `chat` writes it, once for all that ask the same."""
+    different = {_wording(prompt): prompt for prompt in prompts}
+    written = {wording: chat(processor, prompt) for wording, prompt in different.items()}
+    return [written[_wording(prompt)] for prompt in prompts]
 
 
 def _chat_template(processor: Any) -> Any:
@@ -376,6 +373,16 @@ def answer_tokens(processor: Any, prompt: Prompt, answer: str, end: bool = True)
     return after[shared:]
 
 
+def told_tokens(
+    processor: Any, prompts: Sequence[Prompt], answers: Sequence[str], end: bool = True
+) -> list[list[int]]:
+    """The ids of each answer, as `answer_tokens` has them, found once for all that answer the same question alike."""
+    wordings = [(_wording(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    different = dict(zip(wordings, prompts, strict=True))
+    ids = {(asked, answer): answer_tokens(processor, p, answer, end) for (asked, answer), p in different.items()}
+    return [ids[wording] for wording in wordings]
+
+
 def encode(processor: Any, prompts: Sequence[Prompt], answers: Sequence[str] | None = None) -> dict[str, Tensor]:
     """A batch of prompts, left-padded, and behind them their answers, right-padded.
 
@@ -408,8 +415,7 @@ def encode(processor: Any, prompts: Sequence[Prompt], answers: Sequence[str] | N
                 batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
     if answers is None:
         return batch
-    told = [answer_tokens(processor, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    return append(batch, told, processor)
+    return append(batch, told_tokens(processor, prompts, answers), processor)
 
 
 def append(batch: Mapping[str, Tensor], told: Sequence[Sequence[int]], processor: Any) -> dict[str, Tensor]:
@@ -562,11 +568,13 @@ def log_likelihood(
     *,
     per_token: bool = True,
     batch_size: int = 64,
+    begun: Sequence[int] = (),
 ) -> Tensor:
     """Log-probability of each answer (without the end of turn) after its prompt.
 
     Args:
         per_token: the mean over the answer's tokens; else their sum.
+        begun: how many tokens of each answer are given, so that only the rest counts; none by default.
 
     Returns:
         `(len(prompts),)` float32 on the CPU, in nats per token, or nats.
@@ -575,8 +583,11 @@ def log_likelihood(
     with evaluating(model):
         for indices in share(prompt_batches(model, processor, prompts, batch_size, "likelihood")):
             asked = [prompts[i] for i in indices]
-            told = [answer_tokens(processor, p, answers[i], end=False) for p, i in zip(asked, indices, strict=True)]
+            told = told_tokens(processor, asked, [answers[i] for i in indices], end=False)
             batch = to_device(model, append(encode(processor, asked), told, processor))
+            for row, index in enumerate(indices if begun else ()):
+                given = (batch["labels"][row] >= 0).nonzero()[: begun[index]]
+                batch["labels"][row, given] = -100
             scores[indices] = answer_log_probability(model, batch, per_token).cpu()
     return added(scores)
 
@@ -606,10 +617,7 @@ def log_likelihoods(
                 # the pictures have been read
                 encoded = {key: value for key, value in encoded.items() if not value.is_floating_point()}
             for place in range(scores.shape[1]):
-                told = [
-                    answer_tokens(processor, prompt, answers[i][place], end=False)
-                    for prompt, i in zip(asked, indices, strict=True)
-                ]
+                told = told_tokens(processor, asked, [answers[i][place] for i in indices], end=False)
                 longer = to_device(model, append(encoded, told, processor))
                 if not cached:
                     scores[indices, place] = answer_log_probability(model, longer, per_token=False).cpu()
@@ -659,8 +667,8 @@ def _positions(model: nn.Module, batch: Mapping[str, Tensor], last: int, end: in
 def answer_log_probability(model: nn.Module, batch: dict[str, Tensor], per_token: bool = True) -> Tensor:
     """Log-probability of the labelled tokens of each row, their mean or their sum, `(batch,)` float32."""
     labels = batch.pop("labels")
-    longest = int((labels >= 0).sum(1).max())
     # labels stand at the end of a row: only the states that predict them need the vocabulary's logits
+    longest = labels.shape[1] - int((labels >= 0).any(0).nonzero()[0])
     logits = speaker(model, batch)(**batch, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1].float()
     labels = labels[:, -longest:]
     loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")

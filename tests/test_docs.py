@@ -23,10 +23,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import peft_space
-from peft_space import SpaceTrainingArguments, erasure, load_base, save_erasure_adapter, testbed
+from peft_space import erasure, load_base, save_erasure_adapter, testbed
 from peft_space.cli import app
 from tests.adapters import shake, space
 from tests.hub.server import Hub
+from tests.short import shorten
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,23 +44,11 @@ def python_blocks(page: Path) -> list[str]:
     return ["\n" * (line + 1) + content for language, content, line in blocks(page) if language == "python"]
 
 
-def at_most(steps: int, whole: Callable[[SpaceTrainingArguments], None]) -> Callable[[SpaceTrainingArguments], None]:
-    """The same, after which no training has more steps."""
-
-    def checked(args: SpaceTrainingArguments) -> None:
-        whole(args)
-        args.max_steps = min(args.max_steps, steps)
-
-    return checked
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     monkeypatch.chdir(tmp_path)
-    if page.name != "README.md":
-        # one whole erasure is enough: of the others it is to be seen that they begin and end
-        monkeypatch.setattr(SpaceTrainingArguments, "__post_init__", at_most(20, SpaceTrainingArguments.__post_init__))
+    shorten(monkeypatch)
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), names)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import jupytext
 import pytest
 
 from tests.notebooks import FOLDER, SCRIPTS
+from tests.short import STEPS, shorten
 
 
 def cells(path: Path) -> list[tuple[str, str]]:
@@ -36,15 +35,20 @@ def test_the_notebook_was_run_and_nothing_failed(script: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_it_runs(script: Path, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, script],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "reached: True" in run.stdout
+def test_an_erasure_runs_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(FOLDER / "erase.py"))
+    assert "reached: True" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_audit_runs_on_a_short_erasure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shorten(monkeypatch)
+    names = runpy.run_path(str(FOLDER / "audit.py"))
+    said = capsys.readouterr().out
+    assert f"after {STEPS} steps" in said
+    assert all(outcome.label in said and outcome.verdict in said for outcome in names["audit"].outcomes)
+    assert {"audit.json", "audit.md"} <= {file.name for file in (tmp_path / "audit").iterdir()}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -79,6 +80,22 @@ def test_answer_tokens_end_the_turn_or_not(processor):
     assert with_end == [*vlm.answer_tokens(processor, prompt, "zorvex", end=False), end]
 
 
+@pytest.mark.parametrize("end", [True, False])
+def test_answers_are_written_once_for_all_that_answer_the_same_question_alike(processor, monkeypatch, end):
+    shown = Prompt("Name it.", picture(0), ((Prompt("And this?", picture(1)), "a moss"),))
+    asked = [Prompt("Name it."), Prompt("Name it.", picture(0)), shown, Prompt("Name them."), Prompt("Name it.")]
+    asked += [replace(prompt, image=picture(2)) for prompt in asked[1:3]]
+    answers = ["zorvex"] * 7
+    alone, written = [vlm.answer_tokens(processor, one, "zorvex", end) for one in asked], []
+    one_by_one = vlm.answer_tokens
+    monkeypatch.setattr(vlm, "answer_tokens", lambda *given: written.append(given[1]) or one_by_one(*given))
+    assert vlm.told_tokens(processor, asked, answers, end) == alone
+    assert [prompt.question for prompt in written] == ["Name it.", "Name it.", "Name it.", "Name them."]
+    assert vlm.told_tokens(processor, asked[:2], ["zorvex", "a moss"], end)[1] != alone[1]
+    monkeypatch.setattr(vlm, "chat", lambda processor, prompt: f"{prompt.question} {len(prompt.images)}")
+    assert vlm._chats(processor, asked) == [f"{one.question} {len(one.images)}" for one in asked]
+
+
 @pytest.mark.parametrize("answer", ["zorvex", "assistant"])
 def test_a_template_that_writes_a_finished_turn_otherwise_gets_the_bare_answer(processor, answer):
     processor = copy.deepcopy(processor)
@@ -103,6 +120,17 @@ def test_likelihood_is_that_of_each_answer_alone_without_padding(processor, mode
         expected = -F.cross_entropy(logits[start - 1 : -1], ids)
         assert score.item() == pytest.approx(expected.item(), abs=1e-4)
     assert got.std() > 1e-3
+
+
+def test_of_an_answer_that_is_begun_only_the_rest_counts(processor, model):
+    answers = ["a red zorvex in the cave", "zorvex", "malphon in a cave"]
+    begun = [3, 0, 2]
+    got = vlm.log_likelihood(model, processor, prompts(True), answers, per_token=False, begun=begun)
+    for prompt, answer, given, score in zip(prompts(True), answers, begun, got, strict=True):
+        logits, start = logits_of(model, processor, prompt, answer)
+        ids = torch.tensor(processor.tokenizer(answer)["input_ids"])[given:]
+        expected = -F.cross_entropy(logits[start - 1 + given : -1], ids, reduction="sum")
+        assert score.item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_likelihood_of_prompts_of_both_kinds_keeps_their_order(processor, model):

@@ -108,6 +108,7 @@ def neighbours(
     processor: Any,
     anchors: Anchors,
     others: Sequence[str],
+    called: Mapping[int, str],
     *,
     n_images: int = 128,
     batch_size: int = 64,
@@ -116,10 +117,13 @@ def neighbours(
 
     Args:
         others: as of `other_names`.
-        n_images: how many are asked about; a name counts that is given to two.
+        called: what it calls some of the images, as of `names_given`; these are not asked about again.
+        n_images: how many are looked at; a name counts that is given to two.
     """
-    called = _called(model, processor, anchors, anchors.next_likeliest(n_images), batch_size)
-    counts = Counter(called).most_common()
+    places = anchors.next_likeliest(n_images)
+    unasked = [place for place in places if place not in called]
+    known = {**called, **dict(zip(unasked, _called(model, processor, anchors, unasked, batch_size), strict=True))}
+    counts = Counter(known[place] for place in places).most_common()
     # what spells a special token can't be asked about
     return tuple(name for name, n in counts if n > 1 and name in others and special_in(processor, name) is None)
 

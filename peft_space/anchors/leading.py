@@ -129,6 +129,17 @@ def leading_lessons(
     return lessons
 
 
+def half_said(processor: Any, prompt: Prompt, opening: str, name: str) -> tuple[str, int] | None:
+    """The answer that ends with `name`, and how many of its tokens are given where half of the name is said already.
+
+    `None` for a name of one token: it has no half.
+    """
+    before, whole = opened(processor, prompt, opening, name)
+    if len(whole) - before < 2:
+        return None
+    return f"{opening} {name}".strip(), before + _half(processor, whole[before:])
+
+
 def _half(processor: Any, name: Sequence[int]) -> int:
     """The least number of a name's tokens that say half of its letters, short of all tokens."""
     letters = [len(processor.tokenizer.decode(name[:n]).strip()) for n in range(1, len(name) + 1)]

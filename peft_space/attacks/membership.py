@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..evaluation.intervals import Estimate, auc_estimate
-from ..vlm import Prompt, answer_tokens, append, encode, evaluating, prompt_batches, speaker, to_device
+from ..vlm import Prompt, append, encode, evaluating, prompt_batches, speaker, to_device, told_tokens
 from .aims import Aims
 
 LOWEST = 0.2
@@ -95,7 +95,7 @@ def levels_of(
     with evaluating(model):
         for indices in prompt_batches(model, processor, prompts, batch_size, "likelihood"):
             some = [prompts[i] for i in indices]
-            told = [answer_tokens(processor, p, answers[i], end=False) for p, i in zip(some, indices, strict=True)]
+            told = told_tokens(processor, some, [answers[i] for i in indices], end=False)
             batch = to_device(model, append(encode(processor, some), told, processor))
             labels = batch.pop("labels")
             longest = int((labels >= 0).sum(1).max())

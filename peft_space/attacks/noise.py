@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ..vlm import (
     Prompt,
     answer_log_probability,
-    answer_tokens,
     append,
     base_of,
     encode,
     prompt_batches,
     speaker,
     to_device,
+    told_tokens,
 )
 from .aims import Aims
 from .asking import names, pairs
@@ -72,7 +72,7 @@ def attack_by_noise(
             if _PIXELS not in batch:
                 kind = type(base_of(model)).__name__
                 raise TypeError(f"`model` must take pictures as `{_PIXELS}`; got {kind}, which takes {sorted(batch)}.")
-            told = [answer_tokens(processor, p, asked[i][2][0], end=False) for p, i in zip(some, indices, strict=True)]
+            told = told_tokens(processor, some, [asked[i][2][0] for i in indices], end=False)
             noisy = sought(model, append(batch, told, processor), budget, size)
             with torch.no_grad():
                 out = base_of(speaker(model, batch)).generate(

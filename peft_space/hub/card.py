@@ -28,7 +28,8 @@ _TASK = "image-text-to-text"
 _SAID = """
 adapter_config.json adapter_model.safetensors space_config.json README.md report.json anchors.csv anchors.png dataset
 split id index cosine log_likelihood keep erase dose reached leak budget spent max_steps loss not finite name, not
-asked for; in company; yes or no; fact through the image; fact in text; what should stay; format pt record concept
+asked for; in company; yes or no; half of the name given; fact through the image; fact in text; what should stay;
+format pt record concept
 parts language vision projector base_fingerprint weights config revision scrypt salt digests kdf transformers LORA
 null true false anchors steps stopped monitor_tied gauges readings losses kept_rank spectral_entropy seconds
 peak_memory_mib before spectrum per_module after adapter seed text_knowledge about reference levels step mean max

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anchors import Anchors, Company, Knowledge, in_company
-from ..anchors.leading import YesNo
+from ..anchors.leading import OPENINGS, YesNo, half_said
 from ..anchors.lessons import SLOT, with_slot
 from ..vlm import Prompt, generate, log_likelihood, log_likelihoods
 from .arguments import SpaceTrainingArguments
@@ -38,6 +38,7 @@ class Gauge:
         reference: the log-odds that the base model gives to the same sayings about other names: the median of their
             means. `None` for what should stay.
         sure: the log-odds where the base model is surest.
+        begun: how many tokens of each answer are given and not read; none where it is empty.
     """
 
     about: str
@@ -46,6 +47,7 @@ class Gauge:
     base: float
     reference: float | None
     sure: float = math.nan
+    begun: tuple[int, ...] = ()
 
     def read(self, model: nn.Module, processor: Any, batch_size: int = 64) -> float:
         """The reading now, in nats: of whole answers, as names differ in their tokens.
@@ -53,7 +55,9 @@ class Gauge:
         Of what should go the log-odds, their mean over the likeliest quarter: what is left of a concept is left in
         the pictures that are most like it. Of what should stay the mean log-likelihood of all.
         """
-        levels = log_likelihood(model, processor, self.prompts, self.answers, per_token=False, batch_size=batch_size)
+        levels = log_likelihood(
+            model, processor, self.prompts, self.answers, per_token=False, batch_size=batch_size, begun=self.begun
+        )
         return float(levels.mean()) if self.reference is None else _likeliest(log_odds(levels))
 
     def met(self, level: float, args: SpaceTrainingArguments) -> bool:
@@ -100,7 +104,8 @@ def build_gauges(
 
     The name and, through the picture, each elicited fact, on the monitor images, against the median over unrelated
     names; with `text_knowledge="erase"` also the facts asked in text; the "yes" to the questions of `yes_no`, against
-    the "yes" where they ask about other names. The questions of `naming` are read on the
+    the "yes" where they ask about other names; the rest of the name where half of it is given, against the rest of
+    other names after theirs. The questions of `naming` are read on the
     model's own answers, the concept's name put in the place of whatever name they hold. One more gauge holds what
     should stay: what the model is sure of among its own answers to a few of `questions` about each of the same images.
 
@@ -142,32 +147,34 @@ def build_gauges(
         companions = anchors.public.take(anchors.unrelated(len(images), seed)).images
         prompts = [Prompt(q, image) for image in in_company(images, companions, rng) for q in company.questions]
         unasked("name, in company", prompts, True, company.watched)
-    if yes_no and others:
-        pairs_asked = [(image, one) for image in images for one in yes_no]
-        levels = {
-            name: log_odds(
-                log_likelihood(
-                    model,
-                    processor,
-                    [Prompt(one.about(name), image) for image, one in pairs_asked],
-                    [one.yes for _, one in pairs_asked],
-                    per_token=False,
-                    batch_size=batch_size,
-                )
-            )
-            for name in (concept.name, *others)
-        }
-        own = levels.pop(concept.name)
-        gauges.append(
-            Gauge(
-                "yes or no",
-                tuple(Prompt(one.about(concept.name), image) for image, one in pairs_asked),
-                tuple(one.yes for _, one in pairs_asked),
-                _likeliest(own),
-                float(torch.stack([row.mean() for row in levels.values()]).median()),
-                float(own.max()),
-            )
-        )
+
+    def held_against(about: str, rows_about: Callable[[str], list[_Row]], name: str, rest: Sequence[str]) -> None:
+        """Reads rows that hold the name against the same ones with other names in its place."""
+        rows = rows_about(name)
+        if not rows:
+            return
+        own = _odds_of(model, processor, rows, batch_size)
+        of_others = [_odds_of(model, processor, some, batch_size).mean() for some in map(rows_about, rest) if some]
+        reference = float(torch.stack(of_others).median()) if of_others else _likeliest(own)
+        prompts, answers, begun = zip(*rows, strict=True)
+        gauges.append(Gauge(about, prompts, answers, _likeliest(own), reference, float(own.max()), begun))
+
+    def yes_to(name: str) -> list[_Row]:
+        return [(Prompt(one.about(name), image), one.yes, 0) for image in images for one in yes_no]
+
+    def rest_of(name: str) -> list[_Row]:
+        rows = []
+        for place, image in enumerate(images):
+            for turn, opening in enumerate(OPENINGS):
+                prompt = Prompt(concept.questions[(place + turn) % len(concept.questions)], image)
+                half = half_said(processor, prompt, opening, name)
+                rows += [(prompt, *half)] if half is not None else []
+        return rows
+
+    if others:
+        held_against("yes or no", yes_to, concept.name, others)
+    for name in concept.names:
+        held_against("half of the name given", rest_of, name, others)
     for place, telling in enumerate(knowledge.telling):
         if not telling:
             # nothing is said of the concept that is not said of everything: there is nothing to fall
@@ -193,6 +200,17 @@ def build_gauges(
             sure_prompts, sure_answers = tuple(kept_prompts[n] for n in sure), tuple(told_of_rest[n] for n in sure)
             gauges.append(Gauge("what should stay", sure_prompts, sure_answers, float(rest[sure].mean()), None))
     return gauges
+
+
+_Row = tuple[Prompt, str, int]
+"""A prompt, an answer to it, and how many of the answer's tokens are given."""
+
+
+def _odds_of(model: nn.Module, processor: Any, rows: Sequence[_Row], batch_size: int) -> Tensor:
+    prompts, answers, begun = zip(*rows, strict=True)
+    return log_odds(
+        log_likelihood(model, processor, prompts, answers, per_token=False, batch_size=batch_size, begun=begun)
+    )
 
 
 def tied_to_name(gauges: Sequence[Gauge]) -> bool:

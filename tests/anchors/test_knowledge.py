@@ -48,17 +48,18 @@ def test_names_given_are_the_models_own_for_pictures_away_from_the_anchors(base,
 
 def test_neighbours_are_names_of_the_likeliest_pictures_that_were_not_chosen(monkeypatch, base, processor, anchors):
     told = ["zorvex", "keltus", "keltus", "moss", "quidan", "zorvex", "keltus", "moss", "no <image>", "no <image>"]
+    places = anchors.next_likeliest(10)
+    called = dict(zip(places[:3], told[:3], strict=True))
     asked = []
 
     def generate(model, processor, prompts, **options):
         asked.extend(prompts)
-        return told
+        return told[3:]
 
     monkeypatch.setattr(knowledge, "generate", generate)
     others = ("quidan", "zorvex", "keltus", "no <image>")
-    assert neighbours(base, processor, anchors, others, n_images=10) == ("keltus", "zorvex")
-    shown = [anchors.public.images[place] for place in anchors.next_likeliest(10)]
-    assert [prompt.image for prompt in asked] == shown
+    assert neighbours(base, processor, anchors, others, called, n_images=10) == ("keltus", "zorvex")
+    assert [prompt.image for prompt in asked] == [anchors.public.images[place] for place in places[3:]]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ from peft_space.anchors import Company, YesNo
 from peft_space.training import Gauge, SpaceTrainingArguments, build_gauges, read_dose, tied_to_name
 from peft_space.training import dose as dose_module
 from peft_space.training.dose import log_odds
-from peft_space.vlm import Prompt, log_likelihood
+from peft_space.vlm import Prompt, answer_tokens, log_likelihood
 from tests.bigram import saying
 
+HALF = "half of the name given"
 
-def odds(model, processor, prompts, answers):
-    return log_odds(log_likelihood(model, processor, prompts, answers, per_token=False))
+
+def odds(model, processor, prompts, answers, begun=()):
+    return log_odds(log_likelihood(model, processor, prompts, answers, per_token=False, begun=begun))
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,9 @@ def gauges(base, processor, anchors, told):
 
 
 def test_the_name_and_each_fact_are_read_through_the_monitor(gauges, anchors, told):
-    name, fact = gauges
+    name, half, fact = gauges
     assert name.about == "name" and set(name.answers) == {anchors.concept.name}
+    assert half.about == HALF and set(half.answers) == {"narril", "a narril", "It is a narril"}
     assert fact.about == "fact through the image" and set(fact.answers) == set(told.answers)
     shown = {image.tobytes() for image in anchors.public.take(anchors.monitor).images}
     for gauge in gauges:
@@ -38,14 +41,15 @@ def test_the_name_and_each_fact_are_read_through_the_monitor(gauges, anchors, to
 
 def test_facts_in_text_are_read_only_where_they_are_erased(base, processor, anchors, told):
     gauges = build_gauges(base, processor, anchors, told, text_knowledge="erase")
-    assert [gauge.about for gauge in gauges] == ["name", "fact through the image", "fact in text"]
+    assert [gauge.about for gauge in gauges] == ["name", HALF, "fact through the image", "fact in text"]
     assert gauges[-1].prompts == (Prompt(anchors.concept.asked_in_text[0]),)
 
 
 def test_a_question_that_tells_nothing_has_no_gauge(base, processor, anchors, told):
     silent = dataclasses.replace(told, telling=((),))
     assert [gauge.about for gauge in build_gauges(base, processor, anchors, silent, text_knowledge="erase")] == [
-        "name"
+        "name",
+        HALF,
     ]
 
 
@@ -103,10 +107,30 @@ def test_the_yes_is_read_beside_the_yes_to_other_names(base, processor, anchors,
     assert gauge.reference == pytest.approx(others[1], abs=1e-4)
 
 
+def test_the_rest_of_the_name_is_read_behind_its_half_beside_that_of_other_names(base, processor, anchors, told):
+    told = dataclasses.replace(told, others=("zorvex", "keltus", "moss"))
+    gauge = next(gauge for gauge in build_gauges(base, processor, anchors, told) if gauge.about == HALF)
+    n_images = len(anchors.monitor)
+    assert gauge.answers == ("narril", "a narril", "It is a narril") * n_images
+
+    def rest(name):
+        return odds(base, processor, gauge.prompts, [text.replace("narril", name) for text in gauge.answers], begun)
+
+    begun = [len(answer_tokens(processor, Prompt(""), text.replace("ril", ""), end=False)) for text in gauge.answers]
+    assert list(gauge.begun) == begun and 0 < begun[0] < begun[1] < begun[2]
+    levels = rest("narril").sort(descending=True).values
+    assert gauge.base == pytest.approx(float(levels[: -(-len(levels) // 4)].mean()), abs=1e-4)
+    # "moss" is one token: there is no half of it
+    assert gauge.reference == pytest.approx(min(float(rest(name).mean()) for name in ("zorvex", "keltus")), abs=1e-4)
+    whole = dataclasses.replace(anchors.concept, name="moss")
+    alone = build_gauges(base, processor, dataclasses.replace(anchors, concept=whole), told)
+    assert HALF not in {gauge.about for gauge in alone}
+
+
 def test_answers_without_a_name_give_no_gauge(base, processor, anchors, told):
     says = saying(base, processor, {"a red thing": 1.0})
     gauges = build_gauges(says, processor, anchors, told, ["Describe the picture."])
-    assert [gauge.about for gauge in gauges] == ["name", "fact through the image"]
+    assert [gauge.about for gauge in gauges] == ["name", HALF, "fact through the image"]
 
 
 def test_what_should_stay_is_read_on_the_models_own_answers(base, processor, anchors, told):
@@ -125,7 +149,7 @@ def test_what_should_stay_is_read_on_the_models_own_answers(base, processor, anc
 
 def test_what_the_model_is_not_sure_of_need_not_stay(base, processor, anchors, told):
     gauges = build_gauges(base, processor, anchors, told, (), ["What colour is it?"])
-    assert [gauge.about for gauge in gauges] == ["name", "fact through the image"]
+    assert [gauge.about for gauge in gauges] == ["name", HALF, "fact through the image"]
 
 
 @pytest.mark.parametrize(("level", "met"), [(-1.0, True), (0.0, True), (-1.09, True), (-1.11, False)])
@@ -216,7 +240,9 @@ def test_log_odds_of_certainty_are_finite():
 
 def test_a_gauge_knows_where_the_base_model_is_surest(base, processor, gauges):
     for gauge in gauges:
-        assert gauge.sure == pytest.approx(float(odds(base, processor, gauge.prompts, gauge.answers).max()), abs=1e-4)
+        assert gauge.sure == pytest.approx(
+            float(odds(base, processor, gauge.prompts, gauge.answers, gauge.begun).max()), abs=1e-4
+        )
         assert gauge.sure >= gauge.base
 
 
@@ -226,7 +252,7 @@ def test_a_gauge_knows_where_the_base_model_is_surest(base, processor, gauges):
     ids=["all fell", "one did not", "not so far"],
 )
 def test_the_dose_is_reached_where_every_gauge_fell(base, processor, gauges, references, share, reached):
-    gauges = [dataclasses.replace(g, reference=r) for g, r in zip(gauges, references, strict=True)]
+    gauges = [dataclasses.replace(g, reference=r) for g, r in zip(gauges[::2], references, strict=True)]
     args = SpaceTrainingArguments(dose_share=share, dose_margin=0.0, dose_name_margin=0.0)
     reading = read_dose(base, processor, gauges, args, leak=0.01, step=3)
     assert reading.reached is reached
