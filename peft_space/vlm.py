@@ -443,6 +443,18 @@ def append(batch: Mapping[str, Tensor], told: Sequence[Sequence[int]], processor
     return longer
 
 
+def give(labels: Tensor, begun: Sequence[int]) -> None:
+    """Takes the first `begun` tokens of each row's answer out of `labels`, in place: they are given, not told."""
+    for row, count in enumerate(begun):
+        labels[row, (labels[row] >= 0).nonzero()[:count]] = -100
+
+
+def span(labels: Tensor) -> int:
+    """How many of the last positions hold all labels; of an answer that was begun not all tokens have one."""
+    labelled = (labels >= 0).any(0).nonzero()
+    return labels.shape[1] - int(labelled[0]) if len(labelled) else 0
+
+
 def _tells_answers(processor: Any) -> bool:
     """Whether token types tell the answer, 1, from a prompt of which every token sees every other."""
     return "suffix" in inspect.signature(processor.__call__).parameters
@@ -585,9 +597,8 @@ def log_likelihood(
             asked = [prompts[i] for i in indices]
             told = told_tokens(processor, asked, [answers[i] for i in indices], end=False)
             batch = to_device(model, append(encode(processor, asked), told, processor))
-            for row, index in enumerate(indices if begun else ()):
-                given = (batch["labels"][row] >= 0).nonzero()[: begun[index]]
-                batch["labels"][row, given] = -100
+            if begun:
+                give(batch["labels"], [begun[i] for i in indices])
             scores[indices] = answer_log_probability(model, batch, per_token).cpu()
     return added(scores)
 
@@ -668,7 +679,7 @@ def answer_log_probability(model: nn.Module, batch: dict[str, Tensor], per_token
     """Log-probability of the labelled tokens of each row, their mean or their sum, `(batch,)` float32."""
     labels = batch.pop("labels")
     # labels stand at the end of a row: only the states that predict them need the vocabulary's logits
-    longest = labels.shape[1] - int((labels >= 0).any(0).nonzero()[0])
+    longest = span(labels)
     logits = speaker(model, batch)(**batch, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1].float()
     labels = labels[:, -longest:]
     loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")

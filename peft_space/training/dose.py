@@ -163,12 +163,18 @@ def build_gauges(
         return [(Prompt(one.about(name), image), one.yes, 0) for image in images for one in yes_no]
 
     def rest_of(name: str) -> list[_Row]:
+        # of a picture a template sees its place alone
+        halves = {
+            (question, opening): half_said(processor, Prompt(question, images[0]), opening, name)
+            for question in concept.questions
+            for opening in OPENINGS
+        }
         rows = []
         for place, image in enumerate(images):
             for turn, opening in enumerate(OPENINGS):
-                prompt = Prompt(concept.questions[(place + turn) % len(concept.questions)], image)
-                half = half_said(processor, prompt, opening, name)
-                rows += [(prompt, *half)] if half is not None else []
+                question = concept.questions[(place + turn) % len(concept.questions)]
+                half = halves[question, opening]
+                rows += [(Prompt(question, image), *half)] if half is not None else []
         return rows
 
     if others:

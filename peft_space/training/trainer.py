@@ -26,7 +26,7 @@ from ..processes import (
     together,
 )
 from ..progress import advance, quietly
-from ..vlm import base_of, encode, evaluating, rows_at_a_time, speaker, text_ids, to_device
+from ..vlm import base_of, encode, evaluating, give, rows_at_a_time, span, speaker, text_ids, to_device
 from .arguments import SpaceTrainingArguments
 from .dose import Gauge, Reading, read_dose
 from .guard import RelearningGuard
@@ -77,9 +77,7 @@ class Collator:
             if rows:
                 parts[part] = encode(self.processor, [r.prompt for r in rows], [r.answer for r in rows])
                 parts[part]["named"] = torch.tensor([r.about in ("name", "fact") for r in rows])
-                for place, row in enumerate(rows):
-                    given = (parts[part]["labels"][place] >= 0).nonzero()[: row.begun]
-                    parts[part]["labels"][place, given] = -100
+                give(parts[part]["labels"], [row.begun for row in rows])
                 if idle:
                     # fewer lessons than processes: what this one computes must count for nothing
                     parts[part]["labels"].fill_(-100)
@@ -188,7 +186,7 @@ class SpaceTrainer(Trainer):
         for part in inputs.values():
             batch = dict(part)
             repelled, labels = batch.pop("named"), batch.pop("labels")
-            states, logits = _answer_states(model, batch, _span(labels))
+            states, logits = _answer_states(model, batch, span(labels))
             labels = labels[:, labels.shape[1] - logits.shape[1] :]
             # every token counts alike: in the mean over its row a name would count for little in a long description
             answers.append(F.cross_entropy(logits[labels >= 0], labels[labels >= 0], reduction="none"))
@@ -286,7 +284,7 @@ def anchor_entropy(model: nn.Module, processor: Any, lessons: Sequence[Lesson], 
             some = rows[start : start + size]
             batch = to_device(model, encode(processor, [r.prompt for r in some], [r.answer for r in some]))
             labels = batch.pop("labels")
-            found, _ = _answer_states(model, batch, _span(labels))
+            found, _ = _answer_states(model, batch, span(labels))
             states.append(found[:, 0])
     return float(spectral_entropy(torch.cat(states)))
 
@@ -296,12 +294,6 @@ def lessons_at_a_time(model: nn.Module, processor: Any, lessons: Sequence[Lesson
     kinds = ([lesson.prompt for lesson in lessons if (lesson.prompt.image is None) is text] for text in (True, False))
     rows = min(rows_at_a_time(model, processor, kind, most * _KEPT) for kind in kinds if kind)
     return max(1, rows // _KEPT)
-
-
-def _span(labels: Tensor) -> int:
-    """How many of the last positions hold all that is learned; of an answer that was begun not all tokens are."""
-    learned = (labels >= 0).any(0).nonzero()
-    return labels.shape[1] - int(learned[0]) if len(learned) else 0
 
 
 def _answer_states(model: nn.Module, batch: dict[str, Tensor], longest: int) -> tuple[Tensor, Tensor]:
