@@ -1,6 +1,6 @@
 """Erasures that begin and end and are not done between: for tests of what stands around them.
 
-Whole ones of the shipped model are `tests/test_demo.py` and the notebook `erase`.
+A whole one of the shipped model is in `tests/test_demo.py`.
 """
 
 from __future__ import annotations
