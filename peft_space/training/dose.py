@@ -268,3 +268,11 @@ def read_dose(
     levels = tuple(gauge.read(model, processor, args.per_device_eval_batch_size) for gauge in gauges)
     reached = all(gauge.met(level, args) for level, gauge in zip(levels, gauges, strict=True))
     return Reading(step, levels, reached, leak)
+
+
+def lost_again(gauges: Sequence[Gauge], before: Reading, now: Reading, args: SpaceTrainingArguments) -> bool:
+    """Whether a gauge that was where it should be `before` is so no longer."""
+    return any(
+        gauge.met(old, args) and not gauge.met(new, args)
+        for gauge, old, new in zip(gauges, before.levels, now.levels, strict=True)
+    )

@@ -28,7 +28,7 @@ from ..processes import (
 from ..progress import advance, quietly
 from ..vlm import base_of, encode, evaluating, give, rows_at_a_time, span, speaker, text_ids, to_device
 from .arguments import SpaceTrainingArguments
-from .dose import Gauge, Reading, read_dose
+from .dose import Gauge, Reading, lost_again, read_dose
 from .guard import RelearningGuard
 from .losses import repulsion, spectral_entropy
 from .state import TrainingState, training_key
@@ -309,7 +309,11 @@ def _answer_states(model: nn.Module, batch: dict[str, Tensor], longest: int) -> 
 
 
 class _Dose(TrainerCallback):
-    """Reads the gauges every so often; ends the training when the dose is reached or the leak is too high."""
+    """Reads the gauges every so often; ends the training when the dose is reached or the leak is too high.
+
+    Where a gauge comes back the steps have become too long for what is left to do, and the learning rate falls by
+    `dose_lr_factor`.
+    """
 
     def __init__(
         self,
@@ -347,6 +351,9 @@ class _Dose(TrainerCallback):
             self.on_reading(reading)
         if not args.dose_every:
             return
+        for before in self.trainer.readings[-2:-1]:
+            if lost_again(self.gauges, before, reading, args):
+                _slow_down(kwargs["optimizer"], kwargs["lr_scheduler"], args.dose_lr_factor)
         latest = self.trainer.readings[-args.dose_readings :]
         if len(latest) == args.dose_readings and all(reading.reached for reading in latest):
             self.trainer.stopped = "dose reached"
@@ -354,3 +361,12 @@ class _Dose(TrainerCallback):
         elif reading.leak > args.leak_budget:
             self.trainer.stopped = "leak budget spent"
             control.should_training_stop = True
+
+
+def _slow_down(optimizer: torch.optim.Optimizer, schedule: Any, factor: float) -> None:
+    """Multiplies the learning rate as it is, and what the schedule makes it from."""
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
+    # one that follows a metric has none
+    if hasattr(schedule, "base_lrs"):
+        schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]

@@ -3,9 +3,10 @@
     python -m tests.benchmarks.erasure_sequence OUTPUT.json [--method space graddiff] [--creatures ...] [--seed 0]
 
 After each of the erasures, each an adapter of its own beside the earlier ones: how many held-out renders of every
-erased creature are still called by its name, and how many of the retained ones are named rightly. `graddiff` is plain
-LoRA of the same rank on the same anchors, trained by gradient difference (ascent on the name, descent on what must
-stay). The curves are drawn beside the output.
+erased creature are still called by its name, and how many of the retained ones are named rightly. After the last one,
+of each of them, what else its exam asks about it, and the audit's wordings. `graddiff` is plain LoRA of the same rank
+on the same anchors, trained by gradient difference (ascent on the name, descent on what must stay). The curves are
+drawn beside the output.
 """
 
 from __future__ import annotations
@@ -20,17 +21,29 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from peft_space import Anchors, erase, leak, select_anchors, testbed
-from peft_space.testbed import questions
+from peft_space import Anchors, EvaluatedSet, audit_erasure, erase, leak, select_anchors, testbed
+from peft_space.testbed import Exam, questions
 from peft_space.testbed.bestiary import CREATURES, creature
 from peft_space.testbed.measure import Sheet, pictures
 from peft_space.tuner import default_targets
 from peft_space.vlm import Prompt, answer_log_probability, encode, generate, log_likelihood, prompt_batches, to_device
 
+from .audit import subjects, summary, unseen_namings
 from .runs import read, write
 
 # two of each family that nothing was tuned on
 SEQUENCE = ("narril", "zormok", "tevora", "nartus", "sebgup", "malwen", "lumril", "sebvex")
+
+_OWN_MARKS = (
+    "forget_accuracy",
+    "forget_accuracy_paraphrase",
+    "forget_accuracy_description",
+    "target_attributes",
+    "indirect_knowledge",
+    "text_facts_target",
+    "general",
+)
+"""Of `Marks`: those about the target, which hold no name of another creature, and other text knowledge."""
 
 GRADDIFF_LEARNING_RATE = 3e-4
 """At 1e-3 half of the names that should have stayed were gone after four erasures."""
@@ -56,8 +69,35 @@ def mark(model: nn.Module, processor: Any, sheet: Sheet, erased: Sequence[str]) 
     return {"forget": {name: rates[(name,)] for name in erased}, "retain": sum(kept) / len(kept), "worst": min(kept)}
 
 
+def what_is_left(model: nn.Module, processor: Any, name: str, erased: Sequence[str], seed: int) -> dict[str, Any]:
+    """What the exam of an erased creature asks about itself, and what the audit's wordings draw out.
+
+    Other erased creatures are among nobody's foils or controls.
+    """
+    marks, _ = Exam(name, seed=seed).sit(model, processor)
+    own, others = subjects(name, seed)
+    kept = EvaluatedSet(tuple(row for row in others.examples if row.concept not in erased), others.name)
+    report = audit_erasure(
+        model,
+        processor,
+        testbed.concept(name),
+        target_images=own,
+        labelled=kept,
+        attacks=["wording"],
+        paraphrases=unseen_namings(name),
+        max_new_tokens=14,
+        seed=seed,
+        progress=None,
+    )
+    return {
+        "exam": {key: getattr(marks, key) for key in _OWN_MARKS},
+        "wordings": [summary(report, outcome.key) for outcome in report.outcomes],
+        "unknown": dict(report.unknown),
+    }
+
+
 def run(method: str, sequence: Sequence[str], seed: int, save: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Erases one creature after the other; the marks after each are handed to `save`."""
+    """Erases one creature after the other; the marks after each, and what is left at the end, are handed to `save`."""
     model, processor = testbed.load()
     public = testbed.public_images(sequence, seed=seed)
     sheet = sheet_of(seed)
@@ -81,6 +121,12 @@ def run(method: str, sequence: Sequence[str], seed: int, save: Callable[[list[di
             f"{marks['retain']:.3f}, worst {marks['worst']:.2f}; {facts}, {seconds} s",
             flush=True,
         )
+    for name in sequence:
+        left = what_is_left(model, processor, name, sequence, seed)
+        steps[-1].setdefault("left", {})[name] = left
+        save(steps)
+        told = max(left["wordings"], key=lambda row: row["told"]["erased"])
+        print(f"{method} {name}: {left['exam']}; told most: {told['key']} {told['told']['erased']:.2f}", flush=True)
 
 
 def _space(model, processor, name, public, previous, adapter, seed) -> dict[str, Any]:

@@ -5,12 +5,13 @@ import functools
 import pytest
 from PIL import Image
 
+import peft_space
 from peft_space import erasure, testbed
 from peft_space.vlm import Prompt, encode
 from tests.beds import far
 from tests.beds.test_beds import TINY
 from tests.beds.worlds import trained
-from tests.benchmarks import erasure_sequence, erasure_table, quantised, strength
+from tests.benchmarks import audit, erasure_sequence, erasure_table, quantised, strength
 from tests.benchmarks.memory import qwen
 from tests.benchmarks.runs import gather, read, write
 
@@ -84,12 +85,23 @@ def test_a_base_of_few_bits(small_runs, stored, base_folder, monkeypatch):
 @pytest.mark.parametrize("method", ["space", "graddiff"])
 def test_a_sequence_of_two(small_runs, method, monkeypatch, tmp_path):
     monkeypatch.setattr(erasure_sequence, "sheet_of", functools.partial(erasure_sequence.sheet_of, n_images=1))
+    for count in ("N_TARGET", "N_SIBLING", "N_OTHER"):
+        monkeypatch.setattr(audit, count, 1)
+    monkeypatch.setattr(erasure_sequence, "Exam", functools.partial(testbed.Exam, n_images=1))
+    brief = {"max_new_tokens": 2}
+    monkeypatch.setattr(
+        erasure_sequence, "audit_erasure", lambda *args, **how: peft_space.audit_erasure(*args, **how | brief)
+    )
     monkeypatch.setattr(erasure_sequence, "_graddiff", functools.partial(erasure_sequence._graddiff, most=1))
     saved = []
     erasure_sequence.run(method, ["narril", "zormok"], 0, saved.append)
     steps = saved[-1]
     assert [step["erased"] for step in steps] == [[], ["narril"], ["narril", "zormok"]]
     assert list(steps[2]["forget"]) == ["narril", "zormok"] and 0 <= steps[2]["worst"] <= steps[2]["retain"] <= 1
+    assert list(steps[2]["left"]) == ["narril", "zormok"] and "left" not in steps[1]
+    for left in steps[2]["left"].values():
+        assert 0 <= left["exam"]["indirect_knowledge"] <= 1
+        assert {row["key"] for row in left["wordings"]} >= {"wording/yes_or_no_1", "wording/prefix_1"}
     erasure_sequence.draw(steps, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 

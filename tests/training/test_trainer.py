@@ -192,6 +192,57 @@ def test_it_stops_only_where_so_many_readings_in_a_row_find_the_dose(make, ancho
     assert trainer.stopped == "dose reached" and trainer.state.global_step == 4
 
 
+class Rates(TrainerCallback):
+    """Remembers the learning rate that each step has."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_step_begin(self, args, state, control, optimizer, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.fixture
+def readings_of(monkeypatch):
+    """Puts levels in the place of what the readings find, one after another."""
+
+    def readings_of(*levels):
+        monkeypatch.setattr(
+            trainer_module,
+            "read_dose",
+            lambda *args, **rest: Reading(args[-1], levels[args[-1] - 1], False, leak=args[-2]),
+        )
+
+    return readings_of
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factor", "rates"),
+    [
+        ("constant", 0.5, [4, 4, 4, 2, 2, 1]),
+        ("constant", 1.0, [4, 4, 4, 4, 4, 4]),
+        ("constant_with_warmup", 0.5, [4, 4, 4, 2, 2, 1]),
+        ("linear", 0.5, [4, 4 * 5 / 6, 4 * 4 / 6, 2 * 3 / 6, 2 * 2 / 6, 1 / 6]),
+    ],
+)
+def test_where_a_gauge_comes_back_the_steps_become_shorter(make, anchors, readings_of, schedule, factor, rates):
+    # the first comes back at the third step, the second at the fifth
+    readings_of((1.0, 1.0), (-50.0, 1.0), (1.0, -50.0), (1.0, -50.0), (-50.0, 1.0), (-50.0, 1.0))
+    both = [replace(gauge(-10.0, anchors), sure=0.0)] * 2
+    how = {"lr_scheduler_type": schedule, "learning_rate": 4e-4, "warmup_steps": 0}
+    had = Rates()
+    make(gauges=both, dose_every=1, max_steps=6, dose_lr_factor=factor, callbacks=[had], **how).train()
+    assert had.rates == pytest.approx([1e-4 * rate for rate in rates])
+
+
+def test_what_should_stay_comes_back_too(make, anchors, readings_of):
+    readings_of((0.0,), (-1.0,), (-1.0,))
+    stays = replace(gauge(None, anchors), about="what should stay")
+    trainer = make(gauges=[stays], dose_every=1, max_steps=3, learning_rate=4e-4, lr_scheduler_type="constant")
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
+
+
 def test_it_stops_where_the_leak_budget_is_spent(make, anchors):
     trainer = make(gauges=[gauge(-100, anchors)], measure_leak=lambda: 0.06, dose_every=2, max_steps=8)
     trainer.train()
@@ -293,12 +344,18 @@ class Stops(TrainerCallback):
         self.begun.append(state.global_step)
 
 
-def test_it_goes_on_from_the_state_that_it_kept_to_the_same_adapter(make, peft_model, anchors, tmp_path):
+@pytest.mark.parametrize("slower", [False, True])
+def test_it_goes_on_from_the_state_that_it_kept_to_the_same_adapter(
+    make, peft_model, anchors, tmp_path, readings_of, slower
+):
     begin = adapter(peft_model)
-    given = {"gauges": [gauge(-50.0, anchors)], "max_steps": 6, "dose_every": 2}
+    given = {"gauges": [replace(gauge(-50.0, anchors), sure=0.0)], "max_steps": 6, "dose_every": 2}
+    if slower:
+        readings_of(None, (-90.0,), None, (0.0,), None, (0.0,))
     whole = make(**given)
     whole.train()
     expected = adapter(peft_model)
+    assert whole.optimizer.param_groups[0]["lr"] == pytest.approx(whole.args.learning_rate * (0.5 if slower else 1))
 
     reset(peft_model, begin)
     with pytest.raises(KeyboardInterrupt):
