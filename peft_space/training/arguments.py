@@ -53,7 +53,7 @@ class SpaceTrainingArguments(TrainingArguments):
     )
     dose_lr_factor: float = field(
         default=0.5,
-        metadata={"help": "Factor on the learning rate where a gauge that had fallen far enough no longer has."},
+        metadata={"help": "Factor on the learning rate, the first two times that a gauge comes back up."},
     )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
@@ -94,7 +94,8 @@ class SpaceTrainingArguments(TrainingArguments):
             raise ValueError(f"`dose_readings` must be at least 1; got {self.dose_readings}.")
         if not 0 < self.dose_lr_factor <= 1:
             raise ValueError(
-                f"`dose_lr_factor` must be greater than 0 and at most 1 (1 changes nothing); got {self.dose_lr_factor}."
+                "`dose_lr_factor` must be greater than 0 and at most 1 (1 changes nothing); got "
+                f"{self.dose_lr_factor}."
             )
         if not self.leak_budget > 0:
             raise ValueError(f"`leak_budget` must be greater than 0; got {self.leak_budget}.")

@@ -219,19 +219,23 @@ def readings_of(monkeypatch):
 @pytest.mark.parametrize(
     ("schedule", "factor", "rates"),
     [
-        ("constant", 0.5, [4, 4, 4, 2, 2, 1]),
-        ("constant", 1.0, [4, 4, 4, 4, 4, 4]),
-        ("constant_with_warmup", 0.5, [4, 4, 4, 2, 2, 1]),
-        ("linear", 0.5, [4, 4 * 5 / 6, 4 * 4 / 6, 2 * 3 / 6, 2 * 2 / 6, 1 / 6]),
+        ("constant", 0.5, [4, 4, 4, 2, 2, 1, 1, 1]),
+        ("constant", 1.0, [4, 4, 4, 4, 4, 4, 4, 4]),
+        ("constant_with_warmup", 0.5, [4, 4, 4, 2, 2, 1, 1, 1]),
+        ("linear", 0.5, [4, 4 * 7 / 8, 4 * 6 / 8, 2 * 5 / 8, 2 * 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
     ],
 )
-def test_where_a_gauge_comes_back_the_steps_become_shorter(make, anchors, readings_of, schedule, factor, rates):
-    # the first comes back at the third step, the second at the fifth
-    readings_of((1.0, 1.0), (-50.0, 1.0), (1.0, -50.0), (1.0, -50.0), (-50.0, 1.0), (-50.0, 1.0))
+def test_where_a_gauge_comes_back_the_steps_become_shorter_twice_at_most(
+    make, anchors, readings_of, schedule, factor, rates
+):
+    # the first comes back at the third step, the second at the fifth, the first once more at the seventh
+    up, down = 1.0, -50.0
+    levels = [(up, up), (down, up), (up, down), (up, down), (down, up), (down, up), (up, up), (up, up)]
+    readings_of(*levels)
     both = [replace(gauge(-10.0, anchors), sure=0.0)] * 2
     how = {"lr_scheduler_type": schedule, "learning_rate": 4e-4, "warmup_steps": 0}
     had = Rates()
-    make(gauges=both, dose_every=1, max_steps=6, dose_lr_factor=factor, callbacks=[had], **how).train()
+    make(gauges=both, dose_every=1, max_steps=len(levels), dose_lr_factor=factor, callbacks=[had], **how).train()
     assert had.rates == pytest.approx([1e-4 * rate for rate in rates])
 
 
