@@ -53,7 +53,7 @@ class SpaceTrainingArguments(TrainingArguments):
     )
     dose_lr_factor: float = field(
         default=0.5,
-        metadata={"help": "Factor on the learning rate, the first two times that a gauge comes back up."},
+        metadata={"help": "Factor on the learning rate whenever a gauge that had come down comes back up."},
     )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,6 @@ from .state import TrainingState, training_key
 
 _KEPT = 4
 """Of a batch that is learned from about so many times as much is held as of one that is only read."""
-
-_SLOWER_AT_MOST = 2
-"""How often the learning rate may fall: a training that went on at ever shorter steps came to a standstill."""
 
 
 class Lessons(Dataset):
@@ -316,7 +312,7 @@ class _Dose(TrainerCallback):
     """Reads the gauges every so often; ends the training when the dose is reached or the leak is too high.
 
     Where a gauge comes back the steps have become too long for what is left to do, and the learning rate falls by
-    `dose_lr_factor`, twice at most.
+    `dose_lr_factor`.
     """
 
     def __init__(
@@ -355,9 +351,9 @@ class _Dose(TrainerCallback):
             self.on_reading(reading)
         if not args.dose_every:
             return
-        lost = [lost_again(self.gauges, before, now, args) for before, now in pairwise(self.trainer.readings)]
-        if lost and lost[-1] and sum(lost) <= _SLOWER_AT_MOST:
-            _slow_down(kwargs["optimizer"], kwargs["lr_scheduler"], args.dose_lr_factor)
+        for before in self.trainer.readings[-2:-1]:
+            if lost_again(self.gauges, before, reading, args):
+                _slow_down(kwargs["optimizer"], kwargs["lr_scheduler"], args.dose_lr_factor)
         latest = self.trainer.readings[-args.dose_readings :]
         if len(latest) == args.dose_readings and all(reading.reached for reading in latest):
             self.trainer.stopped = "dose reached"
