@@ -1,6 +1,6 @@
 """Erasures that begin and end and are not done between: for tests of what stands around them.
 
-A whole one of the shipped model is in `tests/test_demo.py`.
+Whole ones of the shipped model are `tests/test_demo.py` and the notebook `erase`.
 """
 
 from __future__ import annotations

@@ -351,9 +351,9 @@ class _Dose(TrainerCallback):
             self.on_reading(reading)
         if not args.dose_every:
             return
-        for before in self.trainer.readings[-2:-1]:
-            if lost_again(self.gauges, before, reading, args):
-                _slow_down(kwargs["optimizer"], kwargs["lr_scheduler"], args.dose_lr_factor)
+        earlier = self.trainer.readings[:-1]
+        if earlier and lost_again(self.gauges, earlier[-1], reading, args):
+            _slow_down(kwargs["optimizer"], kwargs["lr_scheduler"], args.dose_lr_factor)
         latest = self.trainer.readings[-args.dose_readings :]
         if len(latest) == args.dose_readings and all(reading.reached for reading in latest):
             self.trainer.stopped = "dose reached"

@@ -12,9 +12,12 @@ were chosen on, and `--show` only prints the table of what is there. Runs that a
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from torch import nn
 
 from peft_space import (
     AuditReport,
@@ -42,13 +45,15 @@ _STREAM = 1000
 """Keeps these renders apart from the exam's, which are drawn from the seed itself."""
 
 
-def subjects(target: str, seed: int, bed: Bed = testbed.BESTIARY) -> tuple[list[Any], EvaluatedSet]:
-    """Pictures of the target, and of all others with their names."""
+def subjects(
+    target: str, seed: int, bed: Bed = testbed.BESTIARY, without: Collection[str] = ()
+) -> tuple[list[Any], EvaluatedSet]:
+    """Pictures of the target, and of all others with their names, but of those in `without`."""
     question, near = bed.concept(target).questions[0], bed.near(target)
     rows = [
         Example(question, other, image, other)
         for other in bed.names
-        if other != target
+        if other != target and other not in without
         for _, image in bed.pictures(other, N_SIBLING if other in near else N_OTHER, _STREAM + seed)
     ]
     own = [image for _, image in bed.pictures(target, N_TARGET, _STREAM + seed)]
@@ -60,6 +65,37 @@ def unseen_namings(target: str, bed: Bed = testbed.BESTIARY) -> tuple[str, ...]:
     ((scene, _),) = bed.pictures(target, 1, 0)
     held_out = [asked.question for asked in bed.about(scene) if asked.about == "name" and asked.held_out]
     return (*held_out, DESCRIPTION)
+
+
+def audited(
+    model: nn.Module,
+    processor: Any,
+    target: str,
+    seed: int,
+    bed: Bed = testbed.BESTIARY,
+    *,
+    without: Collection[str] = (),
+    **given: Any,
+) -> AuditReport:
+    """The audit of an erased model on its bed's pictures and in phrasings that no training has seen.
+
+    Args:
+        without: names that are among nobody's foils or controls.
+        given: what else `audit_erasure` takes.
+    """
+    own, others = subjects(target, seed, bed, without)
+    return audit_erasure(
+        model,
+        processor,
+        bed.concept(target),
+        target_images=own,
+        labelled=others,
+        paraphrases=unseen_namings(target, bed),
+        max_new_tokens=14,
+        seed=seed,
+        progress=None,
+        **given,
+    )
 
 
 def run(
@@ -88,20 +124,15 @@ def run(
     args = SpaceTrainingArguments(seed=seed, relearning_radius=radius)
     result = erase(model, processor, concept, public, retain=there.retain(), args=args, seed=seed, progress=None)
     erased = time.perf_counter() - began
-    own, others = subjects(target, seed, BEDS[bed])
-    report = audit_erasure(
+    report = audited(
         result.model,
         processor,
-        concept,
-        oracle=None if oracle is None else testbed.load(oracle)[0],
-        target_images=own,
-        labelled=others,
-        anchors=result.anchors,
+        target,
+        seed,
+        BEDS[bed],
         attacks=attacks,
-        paraphrases=unseen_namings(target, BEDS[bed]),
-        max_new_tokens=14,
-        seed=seed,
-        progress=None,
+        oracle=None if oracle is None else testbed.load(oracle)[0],
+        anchors=result.anchors,
     )
     if reports is not None:
         report.save(Path(reports) / f"{target}-{seed}")

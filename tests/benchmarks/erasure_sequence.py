@@ -21,14 +21,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from peft_space import Anchors, EvaluatedSet, audit_erasure, erase, leak, select_anchors, testbed
+from peft_space import Anchors, erase, leak, select_anchors, testbed
 from peft_space.testbed import Exam, questions
 from peft_space.testbed.bestiary import CREATURES, creature
 from peft_space.testbed.measure import Sheet, pictures
 from peft_space.tuner import default_targets
 from peft_space.vlm import Prompt, answer_log_probability, encode, generate, log_likelihood, prompt_batches, to_device
 
-from .audit import subjects, summary, unseen_namings
+from .audit import audited, summary
 from .runs import read, write
 
 # two of each family that nothing was tuned on
@@ -75,20 +75,7 @@ def what_is_left(model: nn.Module, processor: Any, name: str, erased: Sequence[s
     Other erased creatures are among nobody's foils or controls.
     """
     marks, _ = Exam(name, seed=seed).sit(model, processor)
-    own, others = subjects(name, seed)
-    kept = EvaluatedSet(tuple(row for row in others.examples if row.concept not in erased), others.name)
-    report = audit_erasure(
-        model,
-        processor,
-        testbed.concept(name),
-        target_images=own,
-        labelled=kept,
-        attacks=["wording"],
-        paraphrases=unseen_namings(name),
-        max_new_tokens=14,
-        seed=seed,
-        progress=None,
-    )
+    report = audited(model, processor, name, seed, without=erased, attacks=["wording"])
     return {
         "exam": {key: getattr(marks, key) for key in _OWN_MARKS},
         "wordings": [summary(report, outcome.key) for outcome in report.outcomes],

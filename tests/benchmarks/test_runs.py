@@ -5,7 +5,6 @@ import functools
 import pytest
 from PIL import Image
 
-import peft_space
 from peft_space import erasure, testbed
 from peft_space.vlm import Prompt, encode
 from tests.beds import far
@@ -88,10 +87,8 @@ def test_a_sequence_of_two(small_runs, method, monkeypatch, tmp_path):
     for count in ("N_TARGET", "N_SIBLING", "N_OTHER"):
         monkeypatch.setattr(audit, count, 1)
     monkeypatch.setattr(erasure_sequence, "Exam", functools.partial(testbed.Exam, n_images=1))
-    brief = {"max_new_tokens": 2}
-    monkeypatch.setattr(
-        erasure_sequence, "audit_erasure", lambda *args, **how: peft_space.audit_erasure(*args, **how | brief)
-    )
+    whole, brief = audit.audit_erasure, {"max_new_tokens": 2}
+    monkeypatch.setattr(audit, "audit_erasure", lambda *args, **how: whole(*args, **how | brief))
     monkeypatch.setattr(erasure_sequence, "_graddiff", functools.partial(erasure_sequence._graddiff, most=1))
     saved = []
     erasure_sequence.run(method, ["narril", "zormok"], 0, saved.append)
