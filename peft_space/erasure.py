@@ -288,7 +288,10 @@ def erase(
                 )
                 for study in studies
             ),
-            *(gather_about(model, processor, some, batch_size=batch_size, seed=seed) for some in (*previous, *near)),
+            *(
+                gather_about(model, processor, some, batch_size=batch_size, seed=seed)
+                for some in (*(_apart(earlier, chosen) for earlier in previous), *near)
+            ),
         ).without([one.concept for one in chosen])
         kept, held_out = retained.split(max(1, min(96, len(retained) // 10)), seed)
         kept = kept.balanced(retain.texts, *(study.anchors.concept.asked_in_text for study in studies))
@@ -302,7 +305,7 @@ def erase(
                 kept.batches(peft_model, processor, batch_size),
                 targeted_modules(peft_model, adapter_name),
                 energy=energy,
-                adapters=bool(spent),
+                adapters=isinstance(model, PeftModel),
                 budget=LOW_MOMENT_BUDGET if low_memory else MOMENT_BUDGET,
             )
             attach_subspace(peft_model, subspace, adapter_name, on_cpu=low_memory)

@@ -535,6 +535,22 @@ def to_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor
     return {k: v.to(base.device, base.dtype if v.is_floating_point() else v.dtype) for k, v in batch.items()}
 
 
+class _Begun(LogitsProcessor):
+    """Leaves nothing to choose at the first steps of each row."""
+
+    def __init__(self, prompt_length: int, begun: Sequence[Sequence[int]]) -> None:
+        self.prompt_length, self.begun = prompt_length, begun
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt_length
+        for row, tokens in enumerate(self.begun):
+            if step < len(tokens):
+                scores[row] = torch.where(
+                    torch.arange(scores.shape[1], device=scores.device) == tokens[step], 0.0, -torch.inf
+                )
+        return scores
+
+
 def generate(
     model: nn.Module,
     processor: Any,
@@ -542,13 +558,13 @@ def generate(
     *,
     max_new_tokens: int = 24,
     batch_size: int = 64,
-    steered: Callable[[int, Sequence[int]], LogitsProcessor] | None = None,
+    begun: Sequence[Sequence[int]] = (),
 ) -> list[str]:
     """The model's greedy answers.
 
     Args:
-        steered: makes what has a say in the choice of tokens, for a batch: from the prompts' length, and which of
-            `prompts` its rows are.
+        begun: for each prompt the ids that its answer is made to begin with, which may be none; they are part of what
+            is returned.
 
     Returns:
         One string per prompt, without special tokens, stripped.
@@ -563,7 +579,7 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=processor.tokenizer.pad_token_id,
-                logits_processor=LogitsProcessorList([] if steered is None else [steered(length, indices)]),
+                logits_processor=LogitsProcessorList([_Begun(length, [begun[i] for i in indices])] if begun else []),
             )
             told = processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
             for index, text in zip(indices, told, strict=True):

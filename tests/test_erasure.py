@@ -301,6 +301,25 @@ def test_what_is_said_of_a_name_to_protect_is_retained(run, anchors, monkeypatch
     assert result.report["protected"] == {"zorvex": len(some)}
 
 
+def test_what_is_said_of_an_earlier_concept_is_retained_but_not_of_pictures_that_must_change_now(
+    run, anchors, other, base, processor, public, monkeypatch
+):
+    theirs = select_anchors(base, processor, other, public, n_anchors=8, n_monitor=3, shortlist=24)
+    shared = [anchors.indices[0], anchors.monitor[0]]
+    earlier = dataclasses.replace(theirs, indices=(*shared, *(i for i in theirs.indices if i not in shared)))
+    kept, gather = [], erasure.gather_about
+
+    def heard(model, processor, some, **options):
+        kept.append(some)
+        return gather(model, processor, some, **options)
+
+    monkeypatch.setattr(erasure, "gather_about", heard)
+    run(previous=[earlier])
+    (some,) = kept
+    assert some.concept == other
+    assert some.indices == tuple(i for i in earlier.indices if i not in {*anchors.indices, *anchors.monitor})
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Has the model call public images by names, each a number of times."""

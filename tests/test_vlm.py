@@ -168,6 +168,22 @@ def test_generation_is_greedy_and_keeps_the_order_of_the_prompts(processor, mode
     assert len(set(told)) > 1
 
 
+def test_an_answer_begins_as_it_is_made_to_and_goes_on_as_the_model_would(processor, model):
+    mixed = [prompts(True)[2], prompts(False)[0], prompts(True)[0], prompts(False)[1]]
+    begun = [processor.tokenizer.encode(text, add_special_tokens=False) for text in ("a narril", "", "red", "moss moss")]
+    told = vlm.generate(model, processor, mixed, max_new_tokens=8, batch_size=3, begun=begun)
+    assert told[1] == vlm.generate(model, processor, mixed[1:2], max_new_tokens=8)[0]
+    for prompt, ids, answer in zip(mixed, begun, told, strict=True):
+        batch = vlm.append(vlm.encode(processor, [prompt]), [ids or [processor.tokenizer.pad_token_id]], processor)
+        assert answer.startswith(processor.tokenizer.decode(ids).strip())
+        if ids:
+            batch.pop("labels")
+            with torch.no_grad():
+                following = int(model(**batch).logits[0, -1].argmax())
+            text = processor.tokenizer.decode([*ids, following], skip_special_tokens=True).strip()
+            assert answer.startswith(text)
+
+
 def test_nothing_asked_is_nothing_told(processor, model):
     assert vlm.generate(model, processor, []) == []
     assert vlm.log_likelihood(model, processor, [], []).shape == (0,)

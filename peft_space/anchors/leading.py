@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from ..concepts import Concept
 from ..vlm import Prompt, answer_tokens, generate
 from .knowledge import Knowledge
 from .lesson import Lesson
@@ -118,15 +119,36 @@ def leading_lessons(
             if len(whole) - before > 1:
                 said = int(rng.integers(1, len(whole) - before))
                 ids = whole[: before + said]
-                alike = (name for name in knowledge.others if _begins(processor, prompt, f"{opening} {name}", ids))
+                alike = (name for name in knowledge.others if begins(processor, prompt, f"{opening} {name}", ids))
                 other = next(alike, None)
                 if other is None:
                     ids = whole[: before + max(said, _half(processor, whole[before:]))]
                 broken_off = processor.tokenizer.decode(ids, skip_special_tokens=True)
                 answer = (broken_off if other is None else f"{opening} {other}").strip()
-                if _begins(processor, prompt, answer, ids):
+                if begins(processor, prompt, answer, ids):
                     lessons += [Lesson(prompt, answer, "leading", len(ids))] * times
     return lessons
+
+
+def leading_prompts(processor: Any, concept: Concept, images: Sequence[Image.Image]) -> list[tuple[Prompt, list[int]]]:
+    """For each image a question of `yes_no_questions` about the name, and a naming question with half of it said.
+
+    Phrasings and openings are taken in turns.
+
+    Returns:
+        The prompts, each with the ids that its answer is made to begin with.
+    """
+    rows: list[tuple[Prompt, list[int]]] = []
+    for place, image in enumerate(images):
+        if concept.yes_no_questions:
+            question = concept.yes_no_questions[place % len(concept.yes_no_questions)]
+            rows.append((Prompt(question.replace("{name}", concept.name), image), []))
+        prompt = Prompt(concept.questions[place % len(concept.questions)], image)
+        half = half_said(processor, prompt, OPENINGS[place % len(OPENINGS)], concept.name)
+        if half is not None:
+            answer, count = half
+            rows.append((prompt, answer_tokens(processor, prompt, answer, end=False)[:count]))
+    return rows
 
 
 def half_said(processor: Any, prompt: Prompt, opening: str, name: str) -> tuple[str, int] | None:
@@ -146,9 +168,9 @@ def _half(processor: Any, name: Sequence[int]) -> int:
     return next((n for n, count in enumerate(letters[:-1], 1) if 2 * count >= letters[-1]), len(name) - 1)
 
 
-def _begins(processor: Any, prompt: Prompt, answer: str, ids: list[int]) -> bool:
+def begins(processor: Any, prompt: Prompt, answer: str, ids: Sequence[int]) -> bool:
     """Whether an answer begins with these tokens."""
-    return answer_tokens(processor, prompt, answer.strip(), end=False)[: len(ids)] == ids
+    return answer_tokens(processor, prompt, answer.strip(), end=False)[: len(ids)] == list(ids)
 
 
 def opened(processor: Any, prompt: Prompt, opening: str, name: str) -> tuple[int, list[int]]:

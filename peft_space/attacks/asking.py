@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from transformers import LogitsProcessor
+from torch import nn
 
 from ..anchors.leading import opened
 from ..evaluation.metrics import says
@@ -98,7 +96,7 @@ def score(
             [kept[number].prompt for number in some],
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            steered=_forcing(processor, [kept[number] for number in some]) if forced else None,
+            begun=[beginning(processor, kept[number]) for number in some] if forced else (),
         )
         for number, text in zip(some, told, strict=True):
             answers[number] = text
@@ -114,12 +112,6 @@ def _key(asked: Asked) -> tuple[Any, ...]:
     return prompt.question, id(prompt.image), earlier, asked.begun, asked.name
 
 
-def _forcing(processor: Any, asked: Sequence[Asked]) -> Callable[[int, Sequence[int]], LogitsProcessor]:
-    """Has each answer begin as the model did not choose; the beginning is part of what is returned."""
-    begun = [beginning(processor, one) for one in asked]
-    return lambda length, indices: _Forced(length, [begun[i] for i in indices])
-
-
 def beginning(processor: Any, asked: Asked) -> list[int]:
     """The ids that an answer is made to begin with: `begun`, and of `name` the first half of its tokens.
 
@@ -127,19 +119,3 @@ def beginning(processor: Any, asked: Asked) -> list[int]:
     """
     shared, whole = opened(processor, asked.prompt, asked.begun, asked.name)
     return whole[: shared + (len(whole) - shared) // 2]
-
-
-class _Forced(LogitsProcessor):
-    """Leaves nothing to choose at the first steps of each row."""
-
-    def __init__(self, prompt_length: int, begun: Sequence[Sequence[int]]) -> None:
-        self.prompt_length, self.begun = prompt_length, begun
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = input_ids.shape[1] - self.prompt_length
-        for row, tokens in enumerate(self.begun):
-            if step < len(tokens):
-                scores[row] = torch.where(
-                    torch.arange(scores.shape[1], device=scores.device) == tokens[step], 0.0, -torch.inf
-                )
-        return scores

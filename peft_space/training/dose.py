@@ -69,8 +69,20 @@ class Gauge:
         """
         if self.reference is None:
             return self.base - level <= args.dose_slack
-        margin = args.dose_name_margin if self.about in _NAMED else args.dose_margin
-        return self.fallen(level) >= args.dose_share and level <= max(-margin, self.reference)
+        return self.fallen(level) >= args.dose_share and level <= max(-self._margin(args), self.reference)
+
+    def lost_again(self, before: float, now: float, args: SpaceTrainingArguments) -> bool:
+        """Whether it was where it should be `before` and is so no longer, by more than half of its margin or slack.
+
+        What only wavers around its margin is not lost.
+        """
+        gone = before - now if self.reference is None else now - before
+        return self.met(before, args) and not self.met(now, args) and gone > self._margin(args) / 2
+
+    def _margin(self, args: SpaceTrainingArguments) -> float:
+        if self.reference is None:
+            return args.dose_slack
+        return args.dose_name_margin if self.about in _NAMED else args.dose_margin
 
     def fallen(self, level: float) -> float:
         """How far `level` has come down from `base`: 1 is the way from `sure` to `reference`.
@@ -268,11 +280,3 @@ def read_dose(
     levels = tuple(gauge.read(model, processor, args.per_device_eval_batch_size) for gauge in gauges)
     reached = all(gauge.met(level, args) for level, gauge in zip(levels, gauges, strict=True))
     return Reading(step, levels, reached, leak)
-
-
-def lost_again(gauges: Sequence[Gauge], before: Reading, now: Reading, args: SpaceTrainingArguments) -> bool:
-    """Whether a gauge that was where it should be `before` is so no longer."""
-    return any(
-        gauge.met(old, args) and not gauge.met(new, args)
-        for gauge, old, new in zip(gauges, before.levels, now.levels, strict=True)
-    )

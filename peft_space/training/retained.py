@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..anchors import Anchors, Knowledge, in_company
-from ..anchors.leading import YesNo
+from ..anchors.leading import YesNo, begins, leading_prompts
 from ..anchors.lesson import Lesson
 from ..concepts import Concept, Retain, load_public_images
 from ..processes import share
@@ -42,10 +42,12 @@ class Retained:
     Attributes:
         prompts: beside pictures and in text alone.
         answers: what the base model said to each.
+        begun: how many tokens of each answer were given to it; none where it is empty.
     """
 
     prompts: tuple[Prompt, ...]
     answers: tuple[str, ...]
+    begun: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -53,16 +55,16 @@ class Retained:
     @classmethod
     def of(cls, *parts: Retained) -> Retained:
         """All of them as one, what is asked in text once only."""
-        rows = [row for part in parts for row in zip(part.prompts, part.answers, strict=True)]
+        rows = [row for part in parts for row in zip(part.prompts, part.answers, part._given, strict=True)]
         texts: set[str] = set()
         chosen = []
-        for prompt, answer in rows:
-            if prompt.image is None:
+        for row in rows:
+            if (prompt := row[0]).image is None:
                 if prompt.question in texts:
                     continue
                 texts.add(prompt.question)
-            chosen.append((prompt, answer))
-        return cls(tuple(prompt for prompt, _ in chosen), tuple(answer for _, answer in chosen))
+            chosen.append(row)
+        return cls(*_columns(chosen))
 
     def without(self, concepts: Sequence[Concept]) -> Retained:
         """Those with pictures only where no answer names one of `concepts`, and all texts."""
@@ -98,14 +100,23 @@ class Retained:
         seen = [i for i in order if self.prompts[i].image is not None]
         alone = [i for i in order if self.prompts[i].image is None]
         chosen = seen[: most - min(most // 2, len(alone))] + alone[: most // 2]
-        return [Lesson(self.prompts[i], self.answers[i], "other") for i in chosen]
+        return [Lesson(self.prompts[i], self.answers[i], "other", self._given[i]) for i in chosen]
 
     def batches(self, model: nn.Module, processor: Any, batch_size: int = 64) -> Batches:
         """Encoded batches for `model`, pictures and text apart, without labels."""
         return Batches(self, model, processor, batch_size)
 
+    @property
+    def _given(self) -> tuple[int, ...]:
+        return self.begun or (0,) * len(self)
+
     def _take(self, indices: Sequence[int]) -> Retained:
-        return Retained(tuple(self.prompts[i] for i in indices), tuple(self.answers[i] for i in indices))
+        return Retained(*_columns([(self.prompts[i], self.answers[i], self._given[i]) for i in indices]))
+
+
+def _columns(rows: Sequence[tuple[Prompt, str, int]]) -> tuple[tuple[Prompt, ...], tuple[str, ...], tuple[int, ...]]:
+    prompts, answers, begun = zip(*rows, strict=True) if rows else ((), (), ())
+    return tuple(prompts), tuple(answers), tuple(begun) if any(begun) else ()
 
 
 def gather_retained(
@@ -176,12 +187,13 @@ def gather_retained(
 def gather_about(
     model: nn.Module, processor: Any, anchors: Anchors, *, per_image: int = 2, batch_size: int = 64, seed: int = 0
 ) -> Retained:
-    """What the model answers about the anchors of a concept, and in text about the concept itself.
+    """What the model answers about the anchors of a concept, led to its name or not, and in text about the concept.
 
     Args:
         model: with all earlier erasures active.
         anchors: those of an earlier erasure, or of a name to protect.
-        per_image: how many of the naming questions and the questions for facts are drawn for each anchor.
+        per_image: how many of the naming questions and the questions for facts are drawn for each anchor, beside one
+            leading question of either kind.
         seed: of the draw.
     """
     concept = anchors.concept
@@ -191,4 +203,11 @@ def gather_about(
         Prompt(pool[index], image) for image in anchors.images for index in rng.permutation(len(pool))[:per_image]
     ]
     prompts += [Prompt(text) for text in concept.asked_in_text]
-    return Retained(tuple(prompts), tuple(generate(model, processor, prompts, batch_size=batch_size)))
+    led = leading_prompts(processor, concept, anchors.images)
+    prompts += [prompt for prompt, _ in led]
+    begun = [*[[]] * (len(prompts) - len(led)), *(ids for _, ids in led)]
+    told = generate(model, processor, prompts, batch_size=batch_size, begun=begun)
+    rows = zip(prompts, told, begun, strict=True)
+    # an answer's text may be written with other tokens than it was made of
+    kept = [(prompt, text, len(ids)) for prompt, text, ids in rows if begins(processor, prompt, text, ids)]
+    return Retained(*_columns(kept))

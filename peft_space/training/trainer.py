@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +29,7 @@ from ..processes import (
 from ..progress import advance, quietly
 from ..vlm import base_of, encode, evaluating, give, rows_at_a_time, span, speaker, text_ids, to_device
 from .arguments import SpaceTrainingArguments
-from .dose import Gauge, Reading, lost_again, read_dose
+from .dose import Gauge, Reading, read_dose
 from .guard import RelearningGuard
 from .losses import repulsion, spectral_entropy
 from .state import TrainingState, training_key
@@ -96,6 +97,25 @@ def concept_directions(model: nn.Module, processor: Any, phrases: Sequence[str])
     rows = base_of(model).get_output_embeddings().weight.detach()
     ids = [i for phrase in phrases for i in text_ids(processor, phrase)]
     return rows[sorted(set(ids))].float() - rows.mean(0, dtype=torch.float32)
+
+
+@contextmanager
+def past_earlier_adapters(model: nn.Module) -> Iterator[None]:
+    """Has gradients go past the adapters that are active and not trained, as if what they add were constant.
+
+    An erasure answers strongly to small changes of its inputs where nothing is retained. A gradient that leads through
+    it teaches the next erasure to work by changing what the earlier one does, and that changes what should stay.
+    """
+    with ExitStack() as hooks:
+        for layer in base_of(model).modules():
+            for name in layer.active_adapters if isinstance(layer, LoraLayer) else ():
+                if name in layer.lora_A and not any(one.requires_grad for one in layer.lora_A[name].parameters()):
+                    hooks.callback(layer.lora_A[name].register_forward_pre_hook(_detached).remove)
+        yield
+
+
+def _detached(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(one.detach() for one in args)
 
 
 class SpaceTrainer(Trainer):
@@ -225,7 +245,7 @@ class SpaceTrainer(Trainer):
             with self.compute_loss_context_manager():
                 self.guard.aim(self.state.global_step)
             self._aimed = self.state.global_step
-        with nullcontext() if self.guard is None else self.guard.ahead():
+        with past_earlier_adapters(self.model), nullcontext() if self.guard is None else self.guard.ahead():
             loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             add_gradients(self._trainable())
@@ -352,7 +372,10 @@ class _Dose(TrainerCallback):
         if not args.dose_every:
             return
         earlier = self.trainer.readings[:-1]
-        if earlier and lost_again(self.gauges, earlier[-1], reading, args):
+        if earlier and any(
+            gauge.lost_again(before, now, args)
+            for gauge, before, now in zip(self.gauges, earlier[-1].levels, reading.levels, strict=True)
+        ):
             _slow_down(kwargs["optimizer"], kwargs["lr_scheduler"], args.dose_lr_factor)
         latest = self.trainer.readings[-args.dose_readings :]
         if len(latest) == args.dose_readings and all(reading.reached for reading in latest):

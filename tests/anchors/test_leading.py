@@ -4,7 +4,7 @@ import pytest
 
 from peft_space.anchors import YesNo, leading_lessons, yes_no_questions
 from peft_space.anchors import leading as leading_module
-from peft_space.anchors.leading import opened
+from peft_space.anchors.leading import OPENINGS, half_said, leading_prompts, opened
 from peft_space.vlm import Prompt, answer_tokens
 
 ASKED = YesNo("Is it a {name}?", "yes", "no")
@@ -116,3 +116,20 @@ def test_where_the_name_begins_in_an_answer(processor, opening):
     before, whole = opened(processor, prompt, opening, "narril")
     assert processor.tokenizer.decode(whole[before:]).strip() == "narril"
     assert processor.tokenizer.decode(whole[:before]).strip() == opening
+
+
+def test_each_picture_is_asked_by_yes_or_no_and_with_half_of_the_name_said(processor, curious):
+    rows, asked = leading_prompts(processor, curious.concept, curious.images), curious.concept.yes_no_questions
+    assert [prompt.image for prompt, _ in rows] == [image for image in curious.images for _ in range(2)]
+    for place, ((yes_no, nothing), (naming, ids)) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
+        assert yes_no.question == asked[place % 3].replace("{name}", "narril") and nothing == []
+        answer, given = half_said(processor, naming, OPENINGS[place % 3], "narril")
+        assert naming.question in curious.concept.questions
+        assert ids == answer_tokens(processor, naming, answer, end=False)[:given] and given == len(ids)
+
+
+def test_a_name_of_one_token_is_asked_for_by_yes_or_no_alone(processor, curious):
+    rows = leading_prompts(processor, curious.concept.called("red"), curious.images)
+    assert len(rows) == len(curious.images) and all(ids == [] for _, ids in rows)
+    silent = dataclasses.replace(curious.concept, name="red", yes_no_questions=())
+    assert leading_prompts(processor, silent, curious.images) == []

@@ -5,6 +5,7 @@ from PIL import Image
 
 from peft_space import Concept, Retain, testbed
 from peft_space.anchors import YesNo, evenly_named, names_given
+from peft_space.anchors.leading import leading_prompts
 from peft_space.training import retained as retained_module
 from peft_space.training.retained import Retained, gather_about, gather_retained
 from peft_space.vlm import Prompt, generate
@@ -140,10 +141,36 @@ def test_parts_become_one_with_each_text_once():
 
 def test_what_is_said_of_an_earlier_erasures_anchors(base, processor, anchors, concept):
     erased = gather_about(base, processor, anchors, per_image=2)
-    assert len(erased) == 2 * len(anchors) + 1
+    led = leading_prompts(processor, concept, anchors.images)
+    assert len(led) == 2 * len(anchors) and len(erased) == 2 * len(anchors) + 1 + len(led)
     assert {id(p.image) for p in erased.prompts if p.image is not None} == {id(image) for image in anchors.images}
-    assert list(erased.answers) == generate(base, processor, erased.prompts)
-    assert erased.prompts[-1] == Prompt(concept.asked_in_text[0])
+    assert erased.begun == (*(0,) * (len(erased) - len(led)), *(len(ids) for _, ids in led))
+    ids = [*[[]] * (len(erased) - len(led)), *(ids for _, ids in led)]
+    assert list(erased.answers) == generate(base, processor, erased.prompts, begun=ids)
+    assert erased.prompts[2 * len(anchors)] == Prompt(concept.asked_in_text[0])
+
+
+def test_an_answer_written_with_other_tokens_than_it_was_begun_with_is_not_retained(
+    base, processor, anchors, monkeypatch
+):
+    whole = gather_about(base, processor, anchors)
+    monkeypatch.setattr(retained_module, "begins", lambda processor, prompt, answer, ids: not ids)
+    assert gather_about(base, processor, anchors).prompts == tuple(
+        prompt for prompt, count in zip(whole.prompts, whole.begun, strict=True) if not count
+    )
+
+
+def test_what_was_given_of_an_answer_is_given_in_rehearsal_and_stays_with_its_row(base, processor, anchors):
+    erased = gather_about(base, processor, anchors)
+    row = {(id(p.image), p.question, a): n for p, a, n in zip(erased.prompts, erased.answers, erased.begun, strict=True)}
+    other = asked("0", "1")
+    both = Retained.of(other, erased)
+    assert both.begun == (0, 0, *erased.begun) and other.begun == ()
+    for part in both.split(len(both) // 2):
+        for lesson in part.lessons(len(part)):
+            prompt = lesson.prompt
+            assert lesson.begun == row.get((id(prompt.image), prompt.question, lesson.answer), 0)
+    assert any(lesson.begun for lesson in both.lessons(len(both)))
 
 
 def test_rehearsal_is_half_in_text_with_the_models_own_answers(retained):

@@ -12,6 +12,7 @@ from peft_space.anchors import Lesson
 from peft_space.training import Collator, Gauge, Lessons, anchor_entropy, concept_directions, lessons_at_a_time
 from peft_space.training import trainer as trainer_module
 from peft_space.training.dose import Reading
+from peft_space.training.trainer import past_earlier_adapters
 from peft_space.vlm import Prompt, encode
 from tests.adapters import RandomSubspace, attach_subspace, leak
 
@@ -243,6 +244,76 @@ def test_what_should_stay_comes_back_too(make, anchors, readings_of):
     trainer = make(gauges=[stays], dose_every=1, max_steps=3, learning_rate=4e-4, lr_scheduler_type="constant")
     trainer.train()
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
+
+
+def test_a_gauge_that_wavers_around_its_margin_leaves_the_steps_as_they_are(make, anchors, readings_of):
+    readings_of((-2.1,), (-1.2,), (-2.1,), (-1.05,), (-2.1,))
+    wavering = replace(gauge(0.0, anchors), about="fact through the image", sure=2.0, reference=-4.0)
+    how = {"learning_rate": 4e-4, "lr_scheduler_type": "constant", "dose_share": 0.1, "dose_margin": 2.0}
+    had = Rates()
+    make(gauges=[wavering], dose_every=1, max_steps=5, callbacks=[had], **how).train()
+    assert had.rates == pytest.approx([4e-4] * 4 + [2e-4])
+
+
+@pytest.fixture
+def beside_another(peft_model):
+    """A second adapter to be trained, beside a first one that does something and is not trained."""
+    with torch.no_grad():
+        for _, layer in lora_layers(peft_model.get_base_model()):
+            layer.lora_B["default"].weight.normal_(std=0.05)
+    peft_model.add_adapter("second", SpaceConfig(r=4, concept="zormok"))
+    peft_model.base_model.set_adapter(["default", "second"])
+    peft_model.set_requires_grad("default", requires_grad=False)
+    for _, layer in lora_layers(peft_model.get_base_model(), "second"):
+        torch.nn.init.normal_(layer.lora_B["second"].weight, std=0.05)
+    return peft_model
+
+
+def slopes(model, processor, lessons):
+    """The gradients of what is trained."""
+    model.zero_grad()
+    rows = [lesson for lesson in lessons if lesson.prompt.image is not None]
+    batch = encode(processor, [row.prompt for row in rows], [row.answer for row in rows])
+    model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_gradients_go_past_an_adapter_that_is_not_trained(beside_another, processor, lessons):
+    through = slopes(beside_another, processor, lessons)
+    layers = [layer for _, layer in lora_layers(beside_another.get_base_model())]
+    adds = {layer: [] for layer in layers}
+    watching = [
+        layer.lora_B["default"].register_forward_hook(lambda m, a, out, layer=layer: adds[layer].append(out.detach()))
+        for layer in layers
+    ]
+    with past_earlier_adapters(beside_another):
+        past = slopes(beside_another, processor, lessons)
+    for hook in watching:
+        hook.remove()
+    assert not any(layer.lora_A["default"]._forward_pre_hooks for layer in layers)
+    # what the first adapter adds, put there as a constant
+    for layer in layers:
+        layer.lora_B["default"].register_forward_hook(lambda m, a, out, layer=layer: adds[layer][0])
+    constant = slopes(beside_another, processor, lessons)
+    assert past.keys() == constant.keys() and all("second" in name for name in past)
+    for name, slope in past.items():
+        torch.testing.assert_close(slope, constant[name], rtol=1e-4, atol=1e-7)
+    assert any(not slope.allclose(through[name], rtol=1e-2) for name, slope in past.items())
+
+
+def test_training_goes_past_the_other_adapter_and_lets_it_be(make, beside_another, monkeypatch):
+    layers = [layer for _, layer in lora_layers(beside_another.get_base_model())]
+    before = [layer.lora_B["default"].weight.clone() for layer in layers]
+    held, compute = [], SpaceTrainer.compute_loss
+
+    def computing(self, *args, **kwargs):
+        held.append([name for layer in layers for name, one in layer.lora_A.items() if one._forward_pre_hooks])
+        return compute(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpaceTrainer, "compute_loss", computing)
+    make(model=beside_another, max_steps=2).train()
+    assert held == [["default"] * len(layers)] * 2
+    assert all(layer.lora_B["default"].weight.equal(was) for layer, was in zip(layers, before, strict=True))
 
 
 def test_it_stops_where_the_leak_budget_is_spent(make, anchors):
