@@ -57,6 +57,10 @@ class SpaceTrainingArguments(TrainingArguments):
     )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
+    weight_decay: float = field(
+        default=5.0,
+        metadata={"help": "Of AdamW, times the learning rate: what no lesson needs of an update is let go of."},
+    )
     max_steps: int = field(default=200, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Lessons in a step; several processes share them."}

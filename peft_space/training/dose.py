@@ -280,3 +280,16 @@ def read_dose(
     levels = tuple(gauge.read(model, processor, args.per_device_eval_batch_size) for gauge in gauges)
     reached = all(gauge.met(level, args) for level, gauge in zip(levels, gauges, strict=True))
     return Reading(step, levels, reached, leak)
+
+
+def comes_back(gauges: Sequence[Gauge], readings: Sequence[Reading], args: SpaceTrainingArguments) -> bool:
+    """Whether the latest reading finds a gauge lost again, for which the steps should become shorter.
+
+    What follows at once upon another such reading is left to the steps that have become shorter: where a step has gone
+    too far, one gauge comes back first and then another.
+    """
+    back = False
+    for before, now in itertools.pairwise(readings):
+        levels = zip(gauges, before.levels, now.levels, strict=True)
+        back = not back and any(gauge.lost_again(old, new, args) for gauge, old, new in levels)
+    return back

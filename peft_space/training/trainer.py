@@ -29,7 +29,7 @@ from ..processes import (
 from ..progress import advance, quietly
 from ..vlm import base_of, encode, evaluating, give, rows_at_a_time, span, speaker, text_ids, to_device
 from .arguments import SpaceTrainingArguments
-from .dose import Gauge, Reading, read_dose
+from .dose import Gauge, Reading, comes_back, read_dose
 from .guard import RelearningGuard
 from .losses import repulsion, spectral_entropy
 from .state import TrainingState, training_key
@@ -371,11 +371,7 @@ class _Dose(TrainerCallback):
             self.on_reading(reading)
         if not args.dose_every:
             return
-        earlier = self.trainer.readings[:-1]
-        if earlier and any(
-            gauge.lost_again(before, now, args)
-            for gauge, before, now in zip(self.gauges, earlier[-1].levels, reading.levels, strict=True)
-        ):
+        if comes_back(self.gauges, self.trainer.readings, args):
             _slow_down(kwargs["optimizer"], kwargs["lr_scheduler"], args.dose_lr_factor)
         latest = self.trainer.readings[-args.dose_readings :]
         if len(latest) == args.dose_readings and all(reading.reached for reading in latest):

@@ -9,6 +9,7 @@ def test_they_are_training_arguments_that_write_nothing():
     assert isinstance(args, TrainingArguments)
     assert str(args.save_strategy.value) == "no" and args.report_to == []
     assert not args.remove_unused_columns
+    assert args.weight_decay == 5.0 and SpaceTrainingArguments(weight_decay=0.0).weight_decay == 0.0
 
 
 @pytest.mark.parametrize(

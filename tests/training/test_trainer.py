@@ -238,6 +238,16 @@ def test_where_a_gauge_comes_back_the_steps_become_shorter(make, anchors, readin
     assert had.rates == pytest.approx([1e-4 * rate for rate in rates])
 
 
+def test_what_comes_back_at_the_very_next_reading_is_left_to_the_shorter_steps(make, anchors, readings_of):
+    up, down = 1.0, -50.0
+    readings_of((down, down), (up, down), (up, up), (down, down), (up, down), (up, down))
+    both = [replace(gauge(-10.0, anchors), sure=0.0)] * 2
+    had = Rates()
+    how = {"learning_rate": 4e-4, "lr_scheduler_type": "constant"}
+    make(gauges=both, dose_every=1, max_steps=6, callbacks=[had], **how).train()
+    assert had.rates == pytest.approx([4e-4, 4e-4, 2e-4, 2e-4, 2e-4, 1e-4])
+
+
 def test_what_should_stay_comes_back_too(make, anchors, readings_of):
     readings_of((0.0,), (-1.0,), (-1.0,))
     stays = replace(gauge(None, anchors), about="what should stay")
