@@ -436,13 +436,28 @@ def test_an_erasure_without_a_measured_leak_can_not_be_composed(run, model, othe
         run(model=space(model, subspace=False), concept=other, adapter_name="second")
 
 
-def test_beside_an_ordinary_lora(run, model, other, processor, public):
+def test_beside_an_ordinary_lora(run, model, other, processor, public, monkeypatch):
     task = shake(get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])))
     before = logits(task, processor, public)
+    fit, seen = erasure.fit_retained_subspace, []
+
+    def fitting(model, batches, modules, **options):
+        seen.append((list(batches), modules, options["energy"]))
+        return fit(model, *seen[0][:2], **options)
+
+    monkeypatch.setattr(erasure, "fit_retained_subspace", fitting)
     result = run(model=task, adapter_name="erasure")
     both = logits(result.model, processor, public)
     result.model.base_model.set_adapter(["default"])
     assert logits(result.model, processor, public).equal(before), "the task's adapter was trained"
+    ((batches, modules, energy),) = seen
+    for adapters, alike in ((True, True), (False, False)):
+        again = fit(result.model, batches, modules, energy=energy, adapters=adapters).records
+        now = [record.spectrum for record in result.subspace.records.values()]
+        then = [record.spectrum for record in again.values()]
+        assert all(a.allclose(b, atol=1e-6) for a, b in zip(now, then, strict=True)) is alike, (
+            "what is retained is not what the layers read with the task's adapter"
+        )
     result.model.base_model.set_adapter(["default", "erasure"])
     assert logits(result.model, processor, public).equal(both) and not both.allclose(before, atol=1e-4)
 
