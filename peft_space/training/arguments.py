@@ -59,7 +59,10 @@ class SpaceTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
     weight_decay: float = field(
         default=5.0,
-        metadata={"help": "Of AdamW, times the learning rate: what no lesson needs of an update is let go of."},
+        metadata={
+            "help": "Of AdamW, times the learning rate: what no lesson needs of an update is let go of. It fades out "
+            "over max_steps."
+        },
     )
     max_steps: int = field(default=200, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
     per_device_train_batch_size: int = field(

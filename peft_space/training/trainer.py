@@ -173,7 +173,7 @@ class SpaceTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,
             data_collator=Collator(processor, place()),
-            callbacks=[*dose, *(callbacks or [])],
+            callbacks=[_FadingDecay(), *dose, *(callbacks or [])],
         )
         if place()[1] > 1:
             # it is not wrapped; see above
@@ -380,6 +380,18 @@ class _Dose(TrainerCallback):
         elif reading.leak > args.leak_budget:
             self.trainer.stopped = "leak budget spent"
             control.should_training_stop = True
+
+
+class _FadingDecay(TrainerCallback):
+    """Lets the weight decay fade out evenly over `max_steps`: where a dose is hard to reach, it has the last word."""
+
+    def on_step_begin(
+        self, args: SpaceTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for group in kwargs["optimizer"].param_groups:
+            # the factors have one, norms and the like have none
+            if group["weight_decay"]:
+                group["weight_decay"] = args.weight_decay * (1 - state.global_step / state.max_steps)
 
 
 def _slow_down(optimizer: torch.optim.Optimizer, schedule: Any, factor: float) -> None:

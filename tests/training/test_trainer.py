@@ -197,10 +197,11 @@ class Rates(TrainerCallback):
     """Remembers the learning rate that each step has."""
 
     def __init__(self):
-        self.rates = []
+        self.rates, self.decays = [], []
 
     def on_step_begin(self, args, state, control, optimizer, **kwargs):
         self.rates.append(optimizer.param_groups[0]["lr"])
+        self.decays.append([group["weight_decay"] for group in optimizer.param_groups])
 
 
 @pytest.fixture
@@ -246,6 +247,14 @@ def test_what_comes_back_at_the_very_next_reading_is_left_to_the_shorter_steps(m
     how = {"learning_rate": 4e-4, "lr_scheduler_type": "constant"}
     make(gauges=both, dose_every=1, max_steps=6, callbacks=[had], **how).train()
     assert had.rates == pytest.approx([4e-4, 4e-4, 2e-4, 2e-4, 2e-4, 1e-4])
+
+
+@pytest.mark.parametrize("decay", [5.0, 2.0, 0.0])
+def test_weight_decay_fades_out(make, decay):
+    had = Rates()
+    make(max_steps=4, weight_decay=decay, callbacks=[had]).train()
+    # the second group is of what has no decay
+    assert had.decays == [[decay * left, 0.0] for left in (1.0, 0.75, 0.5, 0.25)]
 
 
 def test_what_should_stay_comes_back_too(make, anchors, readings_of):
