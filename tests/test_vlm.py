@@ -170,7 +170,9 @@ def test_generation_is_greedy_and_keeps_the_order_of_the_prompts(processor, mode
 
 def test_an_answer_begins_as_it_is_made_to_and_goes_on_as_the_model_would(processor, model):
     mixed = [prompts(True)[2], prompts(False)[0], prompts(True)[0], prompts(False)[1]]
-    begun = [processor.tokenizer.encode(text, add_special_tokens=False) for text in ("a narril", "", "red", "moss moss")]
+    begun = [
+        processor.tokenizer.encode(text, add_special_tokens=False) for text in ("a narril", "", "red", "moss moss")
+    ]
     told = vlm.generate(model, processor, mixed, max_new_tokens=8, batch_size=3, begun=begun)
     assert told[1] == vlm.generate(model, processor, mixed[1:2], max_new_tokens=8)[0]
     for prompt, ids, answer in zip(mixed, begun, told, strict=True):

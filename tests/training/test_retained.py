@@ -162,7 +162,9 @@ def test_an_answer_written_with_other_tokens_than_it_was_begun_with_is_not_retai
 
 def test_what_was_given_of_an_answer_is_given_in_rehearsal_and_stays_with_its_row(base, processor, anchors):
     erased = gather_about(base, processor, anchors)
-    row = {(id(p.image), p.question, a): n for p, a, n in zip(erased.prompts, erased.answers, erased.begun, strict=True)}
+    row = {
+        (id(p.image), p.question, a): n for p, a, n in zip(erased.prompts, erased.answers, erased.begun, strict=True)
+    }
     other = asked("0", "1")
     both = Retained.of(other, erased)
     assert both.begun == (0, 0, *erased.begun) and other.begun == ()
