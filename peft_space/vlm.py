@@ -579,7 +579,9 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=processor.tokenizer.pad_token_id,
-                logits_processor=LogitsProcessorList([_Begun(length, [begun[i] for i in indices])] if begun else []),
+                logits_processor=LogitsProcessorList(
+                    [_Begun(length, [begun[i] for i in indices])] if any(begun) else []
+                ),
             )
             told = processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
             for index, text in zip(indices, told, strict=True):

@@ -144,10 +144,9 @@ def leading_prompts(processor: Any, concept: Concept, images: Sequence[Image.Ima
             question = concept.yes_no_questions[place % len(concept.yes_no_questions)]
             rows.append((Prompt(question.replace("{name}", concept.name), image), []))
         prompt = Prompt(concept.questions[place % len(concept.questions)], image)
-        half = half_said(processor, prompt, OPENINGS[place % len(OPENINGS)], concept.name)
-        if half is not None:
-            answer, count = half
-            rows.append((prompt, answer_tokens(processor, prompt, answer, end=False)[:count]))
+        before, whole = opened(processor, prompt, OPENINGS[place % len(OPENINGS)], concept.name)
+        if len(whole) - before > 1:
+            rows.append((prompt, whole[: before + _half(processor, whole[before:])]))
     return rows
 
 
@@ -168,9 +167,9 @@ def _half(processor: Any, name: Sequence[int]) -> int:
     return next((n for n, count in enumerate(letters[:-1], 1) if 2 * count >= letters[-1]), len(name) - 1)
 
 
-def begins(processor: Any, prompt: Prompt, answer: str, ids: Sequence[int]) -> bool:
+def begins(processor: Any, prompt: Prompt, answer: str, ids: list[int]) -> bool:
     """Whether an answer begins with these tokens."""
-    return answer_tokens(processor, prompt, answer.strip(), end=False)[: len(ids)] == list(ids)
+    return answer_tokens(processor, prompt, answer.strip(), end=False)[: len(ids)] == ids
 
 
 def opened(processor: Any, prompt: Prompt, opening: str, name: str) -> tuple[int, list[int]]:

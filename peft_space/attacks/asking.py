@@ -87,19 +87,14 @@ def score(
     for number, one in zip(which, asked, strict=True):
         distinct.setdefault(number, one)
     kept = [distinct[number] for number in range(len(distinct))]
-    answers = [""] * len(kept)
-    for forced in (False, True):
-        some = [number for number, one in enumerate(kept) if bool(one.begun) is forced]
-        told = generate(
-            model,
-            processor,
-            [kept[number].prompt for number in some],
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            begun=[beginning(processor, kept[number]) for number in some] if forced else (),
-        )
-        for number, text in zip(some, told, strict=True):
-            answers[number] = text
+    answers = generate(
+        model,
+        processor,
+        [one.prompt for one in kept],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        begun=[beginning(processor, one) if one.begun else [] for one in kept],
+    )
     rows = (
         Row(one.kind, one.unit, float(one.judge(answers[number]))) for one, number in zip(asked, which, strict=True)
     )

@@ -203,11 +203,15 @@ def gather_about(
         Prompt(pool[index], image) for image in anchors.images for index in rng.permutation(len(pool))[:per_image]
     ]
     prompts += [Prompt(text) for text in concept.asked_in_text]
-    led = leading_prompts(processor, concept, anchors.images)
-    prompts += [prompt for prompt, _ in led]
-    begun = [*[[]] * (len(prompts) - len(led)), *(ids for _, ids in led)]
-    told = generate(model, processor, prompts, batch_size=batch_size, begun=begun)
-    rows = zip(prompts, told, begun, strict=True)
+    rows: list[tuple[Prompt, list[int]]] = [(prompt, []) for prompt in prompts]
+    rows += leading_prompts(processor, concept, anchors.images)
+    told = generate(
+        model, processor, [prompt for prompt, _ in rows], batch_size=batch_size, begun=[ids for _, ids in rows]
+    )
     # an answer's text may be written with other tokens than it was made of
-    kept = [(prompt, text, len(ids)) for prompt, text, ids in rows if begins(processor, prompt, text, ids)]
+    kept = [
+        (prompt, text, len(ids))
+        for (prompt, ids), text in zip(rows, told, strict=True)
+        if not ids or begins(processor, prompt, text, ids)
+    ]
     return Retained(*_columns(kept))
