@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 
 @dataclass
@@ -57,11 +57,11 @@ class SpaceTrainingArguments(TrainingArguments):
     )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
-    weight_decay: float = field(
+    sequence_weight_decay: float = field(
         default=5.0,
         metadata={
-            "help": "Of AdamW, times the learning rate: what no lesson needs of an update is let go of. It fades out "
-            "over max_steps."
+            "help": "Takes the place of weight_decay beside erasures that are active already: what no lesson needs of "
+            "an update is let go of. It is times the learning rate, and fades out over max_steps."
         },
     )
     max_steps: int = field(default=200, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
@@ -69,7 +69,13 @@ class SpaceTrainingArguments(TrainingArguments):
         default=32, metadata={"help": "Lessons in a step; several processes share them."}
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Most prompts at a time in a reading."})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning-rate schedule."})
+    lr_scheduler_type: str = field(
+        default="warmup_stable_decay",
+        metadata={"help": "Learning-rate schedule; by default it falls over the last half of max_steps."},
+    )
+    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The schedule's own settings."}
+    )
     warmup_steps: float = field(default=5, metadata={"help": "Steps of linear warm-up."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
     save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})
@@ -84,6 +90,9 @@ class SpaceTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
+        if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            given: Any = self.lr_scheduler_kwargs or {}
+            self.lr_scheduler_kwargs = {"num_decay_steps": self.max_steps // 2, **given}
         for name in (
             "lambda_anchor",
             "lambda_diversity",
@@ -92,6 +101,7 @@ class SpaceTrainingArguments(TrainingArguments):
             "dose_margin",
             "dose_name_margin",
             "dose_slack",
+            "sequence_weight_decay",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")
@@ -114,10 +124,9 @@ class SpaceTrainingArguments(TrainingArguments):
         Adapters that are made one after another change the model in different ways: eight were measured to leak little
         more than one of them times the square root of their number (docs/results.md), and so much may one for all.
         """
-        args = cls(**settings)
-        args.max_steps *= n_concepts
-        args.leak_budget *= math.sqrt(n_concepts)
-        return args
+        one = cls(**settings)
+        more = {"max_steps": one.max_steps * n_concepts, "leak_budget": one.leak_budget * math.sqrt(n_concepts)}
+        return cls(**settings | more)
 
     def in_small_batches(self, rows: int) -> SpaceTrainingArguments:
         """The same steps, of at most `rows` lessons at a time: as many gradients are accumulated as it takes.

@@ -9,7 +9,7 @@ def test_they_are_training_arguments_that_write_nothing():
     assert isinstance(args, TrainingArguments)
     assert str(args.save_strategy.value) == "no" and args.report_to == []
     assert not args.remove_unused_columns
-    assert args.weight_decay == 5.0 and SpaceTrainingArguments(weight_decay=0.0).weight_decay == 0.0
+    assert args.weight_decay == 0.0 and args.sequence_weight_decay == 5.0
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ def test_they_are_training_arguments_that_write_nothing():
     [
         ("lambda_anchor", -0.1, "at least 0"),
         ("lambda_diversity", -1.0, "at least 0"),
+        ("sequence_weight_decay", -5.0, "at least 0"),
         ("dose_share", -0.5, "at least 0"),
         ("dose_margin", -0.1, "at least 0"),
         ("dose_name_margin", -0.1, "at least 0"),
@@ -42,8 +43,15 @@ def test_zero_switches_off(name):
 def test_one_adapter_for_several_takes_more_steps_and_may_leak_more():
     one, four = SpaceTrainingArguments(seed=3), SpaceTrainingArguments.of_several(4, seed=3)
     assert (four.max_steps, four.leak_budget, four.seed) == (4 * one.max_steps, 2 * one.leak_budget, 3)
+    assert four.lr_scheduler_kwargs == {"num_decay_steps": four.max_steps // 2}
     alone = SpaceTrainingArguments.of_several(1)
     assert (alone.max_steps, alone.leak_budget) == (one.max_steps, one.leak_budget)
+
+
+def test_of_a_schedule_that_is_asked_for_nothing_is_set():
+    assert not SpaceTrainingArguments(lr_scheduler_type="linear").lr_scheduler_kwargs
+    given = {"num_decay_steps": 7, "min_lr_ratio": 0.1}
+    assert SpaceTrainingArguments(lr_scheduler_kwargs=given).lr_scheduler_kwargs == given
 
 
 def test_in_small_batches_it_takes_the_same_steps():
