@@ -57,11 +57,11 @@ class SpaceTrainingArguments(TrainingArguments):
     )
     leak_budget: float = field(default=0.049, metadata={"help": "Training stops where the mean leak passes this."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Initial learning rate of AdamW."})
-    sequence_weight_decay: float = field(
+    weight_decay: float = field(
         default=5.0,
         metadata={
-            "help": "Takes the place of weight_decay beside erasures that are active already: what no lesson needs of "
-            "an update is let go of. It is times the learning rate, and fades out over max_steps."
+            "help": "Of AdamW, times the learning rate: what no lesson needs of an update is let go of. It fades out "
+            "over max_steps."
         },
     )
     max_steps: int = field(default=200, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})
@@ -101,7 +101,6 @@ class SpaceTrainingArguments(TrainingArguments):
             "dose_margin",
             "dose_name_margin",
             "dose_slack",
-            "sequence_weight_decay",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)}.")

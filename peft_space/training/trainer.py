@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -100,13 +99,6 @@ def concept_directions(model: nn.Module, processor: Any, phrases: Sequence[str])
     return rows[sorted(set(ids))].float() - rows.mean(0, dtype=torch.float32)
 
 
-def _earlier_adapters(model: nn.Module) -> list[nn.Module]:
-    """The `lora_A` of every adapter that is active and not trained, layer by layer."""
-    layers = [layer for layer in base_of(model).modules() if isinstance(layer, LoraLayer)]
-    active = [layer.lora_A[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A]
-    return [factor for factor in active if not any(one.requires_grad for one in factor.parameters())]
-
-
 @contextmanager
 def past_earlier_adapters(model: nn.Module) -> Iterator[None]:
     """Has gradients go past the adapters that are active and not trained, as if what they add were constant.
@@ -115,8 +107,10 @@ def past_earlier_adapters(model: nn.Module) -> Iterator[None]:
     it teaches the next erasure to work by changing what the earlier one does, and that changes what should stay.
     """
     with ExitStack() as hooks:
-        for factor in _earlier_adapters(model):
-            hooks.callback(factor.register_forward_pre_hook(_detached).remove)
+        for layer in base_of(model).modules():
+            for name in layer.active_adapters if isinstance(layer, LoraLayer) else ():
+                if name in layer.lora_A and not any(one.requires_grad for one in layer.lora_A[name].parameters()):
+                    hooks.callback(layer.lora_A[name].register_forward_pre_hook(_detached).remove)
         yield
 
 
@@ -174,16 +168,12 @@ class SpaceTrainer(Trainer):
         self._aimed = -1
         self.terms: dict[str, list[float]] = {"task": [], "orth": [], "div": []}
         dose = [_Dose(self, processor, gauges, measure_leak, on_reading)] if gauges else []
-        decay = []
-        if _earlier_adapters(model):
-            args, decay = copy.copy(args), [_FadingDecay()]
-            args.weight_decay = args.sequence_weight_decay
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             data_collator=Collator(processor, place()),
-            callbacks=[*decay, *dose, *(callbacks or [])],
+            callbacks=[_FadingDecay(), *dose, *(callbacks or [])],
         )
         if place()[1] > 1:
             # it is not wrapped; see above
@@ -401,7 +391,7 @@ class _FadingDecay(TrainerCallback):
         for group in kwargs["optimizer"].param_groups:
             # the factors have one, norms and the like have none
             if group["weight_decay"]:
-                group["weight_decay"] = args.sequence_weight_decay * (1 - state.global_step / state.max_steps)
+                group["weight_decay"] = args.weight_decay * (1 - state.global_step / state.max_steps)
 
 
 def _slow_down(optimizer: torch.optim.Optimizer, schedule: Any, factor: float) -> None:

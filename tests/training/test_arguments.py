@@ -9,7 +9,7 @@ def test_they_are_training_arguments_that_write_nothing():
     assert isinstance(args, TrainingArguments)
     assert str(args.save_strategy.value) == "no" and args.report_to == []
     assert not args.remove_unused_columns
-    assert args.weight_decay == 0.0 and args.sequence_weight_decay == 5.0
+    assert args.weight_decay == 5.0 and SpaceTrainingArguments(weight_decay=0.0).weight_decay == 0.0
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,6 @@ def test_they_are_training_arguments_that_write_nothing():
     [
         ("lambda_anchor", -0.1, "at least 0"),
         ("lambda_diversity", -1.0, "at least 0"),
-        ("sequence_weight_decay", -5.0, "at least 0"),
         ("dose_share", -0.5, "at least 0"),
         ("dose_margin", -0.1, "at least 0"),
         ("dose_name_margin", -0.1, "at least 0"),

@@ -256,6 +256,14 @@ def test_what_comes_back_at_the_very_next_reading_is_left_to_the_shorter_steps(m
     assert had.rates == pytest.approx([4e-4, 4e-4, 2e-4, 2e-4, 2e-4, 1e-4])
 
 
+@pytest.mark.parametrize("decay", [5.0, 2.0, 0.0])
+def test_weight_decay_fades_out(make, decay):
+    had = Rates()
+    make(max_steps=4, weight_decay=decay, callbacks=[had]).train()
+    # the second group is of what has no decay
+    assert had.decays == [[decay * left, 0.0] for left in (1.0, 0.75, 0.5, 0.25)]
+
+
 def test_what_should_stay_comes_back_too(make, anchors, readings_of):
     readings_of((0.0,), (-1.0,), (-1.0,))
     stays = replace(gauge(None, anchors), about="what should stay")
@@ -317,21 +325,6 @@ def test_gradients_go_past_an_adapter_that_is_not_trained(beside_another, proces
     for name, slope in past.items():
         torch.testing.assert_close(slope, constant[name], rtol=1e-4, atol=1e-7)
     assert any(not slope.allclose(through[name], rtol=1e-2) for name, slope in past.items())
-
-
-@pytest.mark.parametrize("decay", [5.0, 2.0, 0.0])
-def test_beside_another_adapter_weight_decay_fades_out(make, beside_another, decay):
-    had = Rates()
-    make(beside_another, max_steps=4, weight_decay=0.1, sequence_weight_decay=decay, callbacks=[had]).train()
-    # the second group is of what has no decay
-    assert had.decays == [[decay * left, 0.0] for left in (1.0, 0.75, 0.5, 0.25)]
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_a_first_adapter_has_the_weight_decay_that_is_asked_for(make, decay):
-    had = Rates()
-    make(max_steps=2, weight_decay=decay, callbacks=[had]).train()
-    assert had.decays == [[decay, 0.0]] * 2
 
 
 def test_training_goes_past_the_other_adapter_and_lets_it_be(make, beside_another, monkeypatch):

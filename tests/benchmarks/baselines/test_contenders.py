@@ -126,7 +126,8 @@ def test_a_smaller_dose_is_an_earlier_place_in_the_same_training(case, model, pr
     easy, hard = -100.0, 100.0
 
     def few(*, dose_share, **given):
-        args = SpaceTrainingArguments(dose_every=1, dose_slack=100.0, **given)
+        # a decay would fade out sooner where fewer steps are the most
+        args = SpaceTrainingArguments(dose_every=1, dose_slack=100.0, weight_decay=0.0, **given)
         # no user may ask for less than nothing
         args.dose_share = dose_share
         return args
