@@ -144,9 +144,9 @@ def leading_prompts(processor: Any, concept: Concept, images: Sequence[Image.Ima
             question = concept.yes_no_questions[place % len(concept.yes_no_questions)]
             rows.append((Prompt(question.replace("{name}", concept.name), image), []))
         prompt = Prompt(concept.questions[place % len(concept.questions)], image)
-        before, whole = opened(processor, prompt, OPENINGS[place % len(OPENINGS)], concept.name)
-        if len(whole) - before > 1:
-            rows.append((prompt, whole[: before + _half(processor, whole[before:])]))
+        ids = _up_to_half(processor, prompt, OPENINGS[place % len(OPENINGS)], concept.name)
+        if ids is not None:
+            rows.append((prompt, ids))
     return rows
 
 
@@ -155,10 +155,16 @@ def half_said(processor: Any, prompt: Prompt, opening: str, name: str) -> tuple[
 
     `None` for a name of one token: it has no half.
     """
+    ids = _up_to_half(processor, prompt, opening, name)
+    return None if ids is None else (f"{opening} {name}".strip(), len(ids))
+
+
+def _up_to_half(processor: Any, prompt: Prompt, opening: str, name: str) -> list[int] | None:
+    """The tokens of an answer up to where half of the name is said; `None` for a name of one token."""
     before, whole = opened(processor, prompt, opening, name)
     if len(whole) - before < 2:
         return None
-    return f"{opening} {name}".strip(), before + _half(processor, whole[before:])
+    return whole[: before + _half(processor, whole[before:])]
 
 
 def _half(processor: Any, name: Sequence[int]) -> int:

@@ -74,7 +74,8 @@ class SpaceTrainingArguments(TrainingArguments):
         metadata={"help": "Learning-rate schedule; by default it falls over the last half of max_steps."},
     )
     lr_scheduler_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "The schedule's own settings."}
+        default=None,
+        metadata={"help": "The schedule's own settings; num_decay_steps is half of max_steps where none is given."},
     )
     warmup_steps: float = field(default=5, metadata={"help": "Steps of linear warm-up."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
