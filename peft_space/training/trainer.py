@@ -99,6 +99,13 @@ def concept_directions(model: nn.Module, processor: Any, phrases: Sequence[str])
     return rows[sorted(set(ids))].float() - rows.mean(0, dtype=torch.float32)
 
 
+def _earlier_adapters(model: nn.Module) -> list[nn.Module]:
+    """The `lora_A` of every adapter that is active and not trained, layer by layer."""
+    layers = [layer for layer in base_of(model).modules() if isinstance(layer, LoraLayer)]
+    active = [layer.lora_A[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A]
+    return [factor for factor in active if not any(one.requires_grad for one in factor.parameters())]
+
+
 @contextmanager
 def past_earlier_adapters(model: nn.Module) -> Iterator[None]:
     """Has gradients go past the adapters that are active and not trained, as if what they add were constant.
@@ -107,10 +114,8 @@ def past_earlier_adapters(model: nn.Module) -> Iterator[None]:
     it teaches the next erasure to work by changing what the earlier one does, and that changes what should stay.
     """
     with ExitStack() as hooks:
-        for layer in base_of(model).modules():
-            for name in layer.active_adapters if isinstance(layer, LoraLayer) else ():
-                if name in layer.lora_A and not any(one.requires_grad for one in layer.lora_A[name].parameters()):
-                    hooks.callback(layer.lora_A[name].register_forward_pre_hook(_detached).remove)
+        for factor in _earlier_adapters(model):
+            hooks.callback(factor.register_forward_pre_hook(_detached).remove)
         yield
 
 
@@ -167,13 +172,14 @@ class SpaceTrainer(Trainer):
         self.good: dict[str, Tensor] = {}
         self._aimed = -1
         self.terms: dict[str, list[float]] = {"task": [], "orth": [], "div": []}
+        decay = [] if _earlier_adapters(model) else [_FadingDecay()]
         dose = [_Dose(self, processor, gauges, measure_leak, on_reading)] if gauges else []
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             data_collator=Collator(processor, place()),
-            callbacks=[_FadingDecay(), *dose, *(callbacks or [])],
+            callbacks=[*decay, *dose, *(callbacks or [])],
         )
         if place()[1] > 1:
             # it is not wrapped; see above
@@ -383,7 +389,10 @@ class _Dose(TrainerCallback):
 
 
 class _FadingDecay(TrainerCallback):
-    """Lets the weight decay fade out evenly over `max_steps`: where a dose is hard to reach, it has the last word."""
+    """Lets the weight decay fade out evenly over `max_steps`: where a dose is hard to reach, it has the last word.
+
+    Not beside earlier erasures, whose sum is to stay small.
+    """
 
     def on_step_begin(
         self, args: SpaceTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -257,7 +257,7 @@ def test_what_comes_back_at_the_very_next_reading_is_left_to_the_shorter_steps(m
 
 
 @pytest.mark.parametrize("decay", [5.0, 2.0, 0.0])
-def test_weight_decay_fades_out(make, decay):
+def test_of_a_first_adapter_weight_decay_fades_out(make, decay):
     had = Rates()
     make(max_steps=4, weight_decay=decay, callbacks=[had]).train()
     # the second group is of what has no decay
@@ -325,6 +325,12 @@ def test_gradients_go_past_an_adapter_that_is_not_trained(beside_another, proces
     for name, slope in past.items():
         torch.testing.assert_close(slope, constant[name], rtol=1e-4, atol=1e-7)
     assert any(not slope.allclose(through[name], rtol=1e-2) for name, slope in past.items())
+
+
+def test_beside_another_adapter_weight_decay_stays(make, beside_another):
+    had = Rates()
+    make(beside_another, max_steps=4, weight_decay=2.0, callbacks=[had]).train()
+    assert had.decays == [[2.0, 0.0]] * 4
 
 
 def test_training_goes_past_the_other_adapter_and_lets_it_be(make, beside_another, monkeypatch):
