@@ -61,7 +61,7 @@ class SpaceTrainingArguments(TrainingArguments):
         default=5.0,
         metadata={
             "help": "Of AdamW, times the learning rate: what no lesson needs of an update is let go of. It fades out "
-            "over max_steps, but beside earlier erasures."
+            "over max_steps, except beside earlier erasures."
         },
     )
     max_steps: int = field(default=200, metadata={"help": "Most optimiser steps; the dose usually stops sooner."})

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from peft_space import erasure, testbed
+from peft_space.attacks.relearning import Budget
 from peft_space.vlm import Prompt, encode
 from tests.beds import far
 from tests.beds.test_beds import TINY
@@ -87,9 +88,11 @@ def test_a_sequence_of_two(small_runs, method, monkeypatch, tmp_path):
     for count in ("N_TARGET", "N_SIBLING", "N_OTHER"):
         monkeypatch.setattr(audit, count, 1)
     monkeypatch.setattr(erasure_sequence, "Exam", functools.partial(testbed.Exam, n_images=1))
-    whole, brief = audit.audit_erasure, {"max_new_tokens": 2}
-    monkeypatch.setattr(audit, "audit_erasure", lambda *args, **how: whole(*args, **how | brief))
+    whole, short = audit.audit_erasure, {"max_new_tokens": 2}
+    monkeypatch.setattr(audit, "audit_erasure", lambda *args, **how: whole(*args, **how | short))
     monkeypatch.setattr(erasure_sequence, "_graddiff", functools.partial(erasure_sequence._graddiff, most=1))
+    brief = Budget(steps=(1,), learning_rates=(("lora", (2e-3,)), ("full", (2e-4,))))
+    monkeypatch.setattr(erasure_sequence, "Budget", lambda: brief)
     saved = []
     erasure_sequence.run(method, ["narril", "zormok"], 0, saved.append)
     steps = saved[-1]
@@ -99,6 +102,9 @@ def test_a_sequence_of_two(small_runs, method, monkeypatch, tmp_path):
     for left in steps[2]["left"].values():
         assert 0 <= left["exam"]["indirect_knowledge"] <= 1
         assert {row["key"] for row in left["wordings"]} >= {"wording/yes_or_no_1", "wording/prefix_1"}
+    alone = steps[2]["others_alone"]
+    assert [row["attack"] for row in alone] == ["lora", "full"]
+    assert all(list(row["area"]) == ["narril", "zormok"] and 0 <= row["retain"] <= 1 for row in alone)
     erasure_sequence.draw(steps, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
