@@ -266,6 +266,10 @@ def erase(
     drop_recognised: DropOption = False,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Most steps; the dose usually stops sooner.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Initial learning rate of AdamW.")] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight decay of AdamW: 0 for a dose that is not reached, at more leak."),
+    ] = None,
     relearning_radius: Annotated[
         float | None, typer.Option(min=0, help="Guard against relearning: 0.01 for one, 0 for none.")
     ] = None,
@@ -305,7 +309,12 @@ def erase(
                 yes_no_questions=yes_no_question,
             )
             wanted = Concept(concept, tuple(alias or ()), **asked)
-            chosen = _given(max_steps=max_steps, learning_rate=learning_rate, relearning_radius=relearning_radius)
+            chosen = _given(
+                max_steps=max_steps,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                relearning_radius=relearning_radius,
+            )
             args = SpaceTrainingArguments(seed=seed, use_cpu=device == "cpu", **chosen)
             retain = Retain(protect=tuple(protect or ()), **_given(relatives=relatives))
             config = None if rank is None else SpaceConfig(r=rank, lora_alpha=rank, concept=wanted.name)

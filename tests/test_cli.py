@@ -248,6 +248,19 @@ def test_warnings_of_the_package_are_a_line_each(capsys):
     assert capsys.readouterr().err == "warning: training stopped\n"
 
 
+def test_what_is_asked_of_the_training_reaches_it(erase, monkeypatch):
+    asked = []
+
+    def had(*given, args, **options):
+        asked.append(args)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(peft_space, "erase", had)
+    wanted = {"max_steps": 7, "learning_rate": 1e-3, "weight_decay": 0.0, "relearning_radius": 0.5}
+    assert one_line(erase(**{name: str(value) for name, value in wanted.items()}), 1).endswith("enough")
+    assert {name: getattr(asked[0], name) for name in wanted} == wanted
+
+
 def test_erase(erase, tmp_path):
     result = erase("--json", "told.json", alias="nrl", text_knowledge="erase", generic_question="What kind is it?")
     assert result.exit_code == 0, result.output
