@@ -5,15 +5,13 @@
 After each of the erasures, each an adapter of its own beside the earlier ones: how many held-out renders of every
 erased creature are still called by its name, and how many of the retained ones are named rightly. After the last one,
 of each of them, what else its exam asks about it, and the audit's wordings; and whether one comes back while the
-others' names alone are trained on. `graddiff` is plain LoRA of the same rank
-on the same anchors, trained by gradient difference (ascent on the name, descent on what must stay). The curves are
-drawn beside the output.
+others' names alone are trained on. `graddiff` is plain LoRA of the same rank on the same anchors, trained by gradient
+difference (ascent on the name, descent on what must stay). The curves are drawn beside the output.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch import nn
 from peft_space import Anchors, erase, leak, select_anchors, testbed
 from peft_space.attacks.aims import LABELS, Aims, Shown
 from peft_space.attacks.relearning import Budget, relearn
+from peft_space.attacks.sides import ERASED, Sides
 from peft_space.testbed import Exam, questions
 from peft_space.testbed.bestiary import CREATURES, creature
 from peft_space.testbed.measure import Sheet, pictures
@@ -89,18 +88,15 @@ def what_is_left(model: nn.Module, processor: Any, name: str, erased: Sequence[s
 
 
 def others_alone(
-    plain: nn.Module, processor: Any, sheet: Sheet, erased: Sequence[str], seed: int
+    model: nn.Module, processor: Any, sheet: Sheet, erased: Sequence[str], seed: int
 ) -> list[dict[str, Any]]:
     """What comes back of each erased name while the others' pictures are trained on, once for all of them.
-
-    Args:
-        plain: the model with its adapters merged; it stays as it is.
 
     Returns:
         For each method and learning rate, the area under the curve of forget accuracy over steps, by name, and the
         least of the others' right names on the way.
     """
-    budget = Budget()
+    budget, sides = Budget(), Sides(model, processor)
     _, others = subjects(erased[0], seed, without=erased)
     held = tuple(Shown(one.image, (one.answer,), place) for place, one in enumerate(others.examples))
     aims = Aims(testbed.concept(erased[0]), (), (), (), held, whose="", truth=LABELS, data="")
@@ -108,10 +104,10 @@ def others_alone(
     for method, rates in budget.learning_rates:
         for rate in rates:
             curve = relearn(
-                copy.deepcopy(plain),
+                sides.copied(ERASED),
                 processor,
                 aims,
-                lambda model: mark(model, processor, sheet, erased),
+                lambda attacked: mark(attacked, processor, sheet, erased),
                 method=method,
                 n_images=0,
                 learning_rate=rate,
@@ -156,9 +152,7 @@ def run(method: str, sequence: Sequence[str], seed: int, save: Callable[[list[di
         save(steps)
         told = max(left["wordings"], key=lambda row: row["told"]["erased"])
         print(f"{method} {name}: {left['exam']}; told most: {told['key']} {told['told']['erased']:.2f}", flush=True)
-    plain = copy.deepcopy(model).merge_and_unload(safe_merge=True)
-    vars(plain).pop("peft_config", None)
-    steps[-1]["others_alone"] = others_alone(plain, processor, sheet, sequence, seed)
+    steps[-1]["others_alone"] = others_alone(model, processor, sheet, sequence, seed)
     save(steps)
     print(f"{method}, trained on others alone: {steps[-1]['others_alone']}", flush=True)
 
